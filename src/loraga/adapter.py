@@ -1,0 +1,375 @@
+"""The PeftModel that carries an offset: everything PEFT does with an adapter, done with its start too.
+
+`carry(model)` gives a model a subclass of its own class, so that isinstance checks and deepcopy hold. What it
+overrides is what would lose the offset: saving, loading, adding an adapter from another's config (TRL's reference),
+weighted sums of adapters, and DistributedDataParallel's broadcast of buffers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+
+from ._version import __version__
+from .errors import OffsetError, SaveError
+from .files import staged_directory
+from .layers import base_layer, lora_layers
+from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, join, plain_config, split
+from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
+from .scheme import Factors
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from .report import Report
+
+RECIPE_NAME = "loraga.json"
+REPORT_NAME = "loraga_report.json"
+
+logger = logging.getLogger("loraga")
+
+
+class OffsetModel(PeftModel):
+    """Overrides of PeftModel; never built directly, see `carry`."""
+
+    _loraga_reports: dict[str, Report]
+    _loraga_originals: dict[str, dict[str, torch.Tensor]]
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DistributedDataParallel broadcasts buffers at each forward; a start is the same on every rank."""
+        return [name for name, _ in self.named_buffers() if f".{OFFSET_A}." in name or f".{OFFSET_B}." in name]
+
+    def save_pretrained(
+        self,
+        save_directory: str,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+        is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Saves each adapter as a plain LoRA for the original base; see `peft.PeftModel.save_pretrained`."""
+        if not safe_serialization:
+            raise SaveError("adapters are saved as safetensors only; drop safe_serialization=False")
+        if path_initial_model_for_weight_conversion is not None:
+            raise SaveError(
+                "path_initial_model_for_weight_conversion is not needed: what is saved already is a plain LoRA "
+                "for the original base; drop it"
+            )
+        target = Path(save_directory)
+        with staged_directory(target) as staging:
+            if (target / "README.md").is_file():  # PEFT completes the model card that it finds
+                shutil.copy(target / "README.md", staging / "README.md")
+            super().save_pretrained(
+                str(staging),
+                selected_adapters=selected_adapters,
+                save_embedding_layers=save_embedding_layers,
+                is_main_process=is_main_process,
+                **kwargs,
+            )
+            if is_main_process:
+                for adapter_name in selected_adapters or list(self.peft_config):
+                    directory = staging if adapter_name == "default" else staging / adapter_name
+                    self._make_plain(adapter_name, directory)
+
+    def _make_plain(self, adapter_name: str, directory: Path) -> None:
+        report = self._loraga_reports.get(adapter_name)
+        if report is not None:
+            (directory / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2))
+        layers = adapter_layout(self, adapter_name)
+        if not any(layer.offset for layer in layers.values()):
+            return
+        weights, config = directory / SAFETENSORS_WEIGHTS_NAME, directory / CONFIG_NAME
+        save_file(join(load_file(weights), layers), weights, metadata={"format": "pt"})
+        config.write_text(json.dumps(plain_config(json.loads(config.read_text()), layers), indent=2, sort_keys=True))
+        recipe = split_recipe(self, adapter_name)
+        (directory / RECIPE_NAME).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True))
+        logger.info(
+            "adapter %s is saved as a plain LoRA of rank %d for the original base (trained rank %d)",
+            adapter_name,
+            max(layer.disk_rank for layer in layers.values()),
+            max(layer.rank for layer in layers.values()),
+        )
+
+    def load_adapter(  # type: ignore[override]  # PEFT's other arguments pass through
+        self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **kwargs: Any
+    ) -> Any:
+        """Loads an adapter, taking apart a directory that holds an offset; see `peft.PeftModel.load_adapter`."""
+        directory = Path(model_id)
+        recipe = read_recipe(directory)
+        if recipe is None:
+            self._drop_offset(adapter_name)
+            return super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
+        if adapter_name not in self.peft_config:
+            self._add_empty(adapter_name, own_config(directory, recipe), is_trainable, **kwargs)
+        self._expect(adapter_name, recipe, directory)
+        before = self._folded_starts(adapter_name)
+        with tempfile.TemporaryDirectory() as parts:
+            shutil.copy(directory / CONFIG_NAME, parts)
+            state = split(load_file(directory / SAFETENSORS_WEIGHTS_NAME), recipe.ranks, str(directory))
+            save_file(state, Path(parts) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+            result = super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
+        self._require_same_starts(adapter_name, before, directory)
+        return result
+
+    def _add_empty(
+        self,
+        adapter_name: str,
+        config: LoraConfig,
+        is_trainable: bool,
+        autocast_adapter_dtype: bool = True,
+        **_: Any,
+    ) -> None:
+        """Adds the adapter as PEFT's load_adapter would, before offsets can be attached and weights loaded."""
+        self._check_new_adapter_config(config, is_trainable=is_trainable)
+        config.inference_mode = not is_trainable
+        self.add_adapter(adapter_name, config, autocast_adapter_dtype=autocast_adapter_dtype)
+        if is_trainable:
+            self.set_requires_grad(adapter_name)
+
+    def _expect(self, adapter_name: str, recipe: SplitRecipe, directory: Path) -> None:
+        """Gives each layer the offset that the directory has, and none to the others."""
+        layers = lora_layers(self, adapter_name)
+        for name, rank in recipe.ranks.items():
+            if name not in layers or layers[name].r[adapter_name] != rank:
+                raise SaveError(f"{directory}: layer {name} of rank {rank} is not in adapter {adapter_name!r}")
+        for name, layer in layers.items():
+            if name in recipe.ranks and not has_offset(layer, adapter_name):
+                attach_offset(layer, adapter_name, trained_factors(layer, adapter_name))  # overwritten by the load
+            elif name not in recipe.ranks:
+                self._drop_layer_offset(name, layer, adapter_name)
+
+    def _drop_offset(self, adapter_name: str) -> None:
+        if adapter_name in self.peft_config:
+            for name, layer in lora_layers(self, adapter_name).items():
+                self._drop_layer_offset(name, layer, adapter_name)
+
+    def _drop_layer_offset(self, name: str, layer: LoraLayer, adapter_name: str) -> None:
+        if is_folded(layer, adapter_name):
+            raise OffsetError(
+                f"layer {name}: the offset is folded into the base weight, and what is loaded is for the original "
+                "base; load it onto a fresh base model"
+            )
+        detach_offset(layer, adapter_name)
+
+    def _folded_starts(self, adapter_name: str) -> dict[str, Factors]:
+        return {
+            name: Factors(*(factor.clone() for factor in (start.A, start.B)))
+            for name, layer in lora_layers(self, adapter_name).items()
+            if is_folded(layer, adapter_name)
+            for start in [offset_of(layer, adapter_name)]
+        }
+
+    def _require_same_starts(self, adapter_name: str, before: dict[str, Factors], directory: Path) -> None:
+        layers = lora_layers(self, adapter_name)
+        for name, start in before.items():
+            loaded = offset_of(layers[name], adapter_name)
+            if not (torch.equal(start.A, loaded.A) and torch.equal(start.B, loaded.B)):
+                raise OffsetError(
+                    f"{directory}: layer {name} started elsewhere than what is folded into this base weight; "
+                    "load it with loraga.load onto a fresh base model"
+                )
+
+    def add_adapter(self, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        """Adds an adapter; one made from another's config object, as TRL makes its reference, gets its offset too."""
+        source = next((name for name, config in self.peft_config.items() if config is peft_config), None)
+        super().add_adapter(adapter_name, peft_config, *args, **kwargs)
+        if source is None:
+            return
+        for layer in lora_layers(self, source).values():
+            if has_offset(layer, source):
+                attach_offset(layer, adapter_name, offset_of(layer, source), folded=is_folded(layer, source))
+            # PEFT makes the new dropout in train mode, whatever mode the layer is in
+            layer.lora_dropout[adapter_name].train(self.training)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Deletes an adapter with its offset and its report; see `peft.PeftModel.delete_adapter`."""
+        self._loraga_reports.pop(adapter_name, None)
+        self._loraga_originals.pop(adapter_name, None)
+        super().delete_adapter(adapter_name)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses: PEFT's weighted sums read lora_A and lora_B alone."""
+        raise OffsetError(
+            "add_weighted_adapter would ignore the offsets; export the adapters with loraga.export and combine those"
+        )
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Runs the block on the original base; where it is lost to a folded offset, this is said or undone."""
+        folded = [str(name) for name in self.peft_config if any(is_folded(*pair) for pair in self._pairs(name))]
+        kept = [name for name in folded if name in self._loraga_originals]
+        if folded and not kept:
+            warnings.warn(
+                f"the offset of {', '.join(folded)} is folded into the base weights: disable_adapter() gives the "
+                "changed base, not the original; initialise with keep_original=True or offset='adapter'",
+                stacklevel=3,
+            )
+        with super().disable_adapter(), self._original_weights(kept):
+            yield
+
+    def _pairs(self, adapter_name: str) -> Iterator[tuple[LoraLayer, str]]:
+        """All LoRA layers, those that do not hold the adapter too."""
+        for module in self.modules():
+            if isinstance(module, LoraLayer):
+                yield module, adapter_name
+
+    @contextmanager
+    def _original_weights(self, adapter_names: list[str]) -> Iterator[None]:
+        changed: list[tuple[torch.Tensor, torch.Tensor]] = []
+        try:
+            for adapter_name in adapter_names:
+                layers = lora_layers(self, adapter_name)
+                for name, original in self._loraga_originals[adapter_name].items():
+                    weight = base_layer(layers[name]).weight.data
+                    changed.append((weight, weight.clone()))
+                    weight.copy_(original)
+            yield
+        finally:
+            for weight, folded in reversed(changed):
+                weight.copy_(folded)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles by PEFT's own class, since the subclass is made at run time."""
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_empty, (type(self).__mro__[2],), *reduced[2:])
+
+
+def carry(model: PeftModel) -> OffsetModel:
+    """Makes a PeftModel carry offsets, in place.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The same object, now of a subclass of its class.
+    """
+    if not isinstance(model, OffsetModel):
+        model.__class__ = _subclass(type(model))
+        carried = cast("OffsetModel", model)
+        carried._loraga_reports, carried._loraga_originals = {}, {}
+    return cast("OffsetModel", model)
+
+
+def uncarry(model: PeftModel, adapter_name: str) -> None:
+    """Forgets an adapter, and gives the model its own class back if no other has been initialised.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+    """
+    if not isinstance(model, OffsetModel):
+        return
+    model._loraga_reports.pop(adapter_name, None)
+    model._loraga_originals.pop(adapter_name, None)
+    carried = any(has_offset(*pair) for name in model.peft_config for pair in model._pairs(name))
+    if not carried and not model._loraga_reports:
+        del model._loraga_reports, model._loraga_originals
+        model.__class__ = type(model).__mro__[2]
+
+
+_SUBCLASSES: dict[type[PeftModel], type[OffsetModel]] = {}
+
+
+def _subclass(peft_class: type[PeftModel]) -> type[OffsetModel]:
+    if peft_class not in _SUBCLASSES:
+        names = {key: getattr(peft_class, key) for key in ("__module__", "__qualname__", "__doc__")}
+        _SUBCLASSES[peft_class] = type(peft_class.__name__, (OffsetModel, peft_class), names)
+    return _SUBCLASSES[peft_class]
+
+
+def _empty(peft_class: type[PeftModel]) -> OffsetModel:
+    return _subclass(peft_class).__new__(_subclass(peft_class))
+
+
+def adapter_layout(model: PeftModel, adapter_name: str) -> dict[str, LayerLayout]:
+    """Rank, scaling and offset of each layer of an adapter.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+
+    Returns:
+        {layer: layout}.
+    """
+    return {
+        name: LayerLayout(
+            rank=layer.r[adapter_name],
+            scaling=layer.scaling[adapter_name],
+            offset=has_offset(layer, adapter_name),
+        )
+        for name, layer in lora_layers(model, adapter_name).items()
+    }
+
+
+def split_recipe(model: PeftModel, adapter_name: str) -> SplitRecipe:
+    """What must be known to take the saved adapter apart again.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+
+    Returns:
+        The content of `loraga.json`.
+    """
+    config = model.peft_config[adapter_name]
+    layers = lora_layers(model, adapter_name)
+    return SplitRecipe(
+        config={key: getattr(config, key) for key in CONFIG_KEYS},
+        ranks={name: layer.r[adapter_name] for name, layer in layers.items() if has_offset(layer, adapter_name)},
+        folded=any(is_folded(layer, adapter_name) for layer in layers.values()),
+        version=__version__,
+    )
+
+
+def read_recipe(directory: Path) -> SplitRecipe | None:
+    """Reads a directory's `loraga.json`.
+
+    Args:
+        directory: a saved adapter.
+
+    Returns:
+        The recipe, or None where there is none: the directory is a plain LoRA as it stands.
+
+    Raises:
+        SaveError: if the file is damaged.
+    """
+    path = directory / RECIPE_NAME
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise SaveError(f"{path} is damaged: {error}") from error
+    return SplitRecipe.from_dict(data, str(path))
+
+
+def own_config(directory: Path, recipe: SplitRecipe) -> LoraConfig:
+    """The adapter's own config, with which it was trained.
+
+    Args:
+        directory: a saved adapter.
+        recipe: its `loraga.json`.
+
+    Returns:
+        A LoraConfig of rank r.
+    """
+    config = LoraConfig.from_pretrained(str(directory))
+    for key, value in recipe.config.items():
+        setattr(config, key, value)
+    return config

@@ -1,0 +1,222 @@
+"""Taking an adapter elsewhere: as a plain LoRA for the original base, compressed, or merged; and reading it back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .adapter import RECIPE_NAME, adapter_layout, carry, own_config, read_recipe
+from .errors import AdapterError, SaveError
+from .files import staged_directory
+from .gradient import LowRankGradient, factor_product
+from .layers import active_adapter, base_layer, lora_layers
+from .layout import LayerLayout, plain_config, weight_key
+from .offset import has_offset, offset_of, trained_factors
+from .scheme import Factors
+from .weights import is_quantized
+
+if TYPE_CHECKING:
+    import os
+
+    from peft.tuners.lora import LoraLayer
+
+logger = logging.getLogger("loraga")
+
+MERGED, ADAPTER = "merged", "adapter"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        directory: where.
+        kind: "adapter" or "merged".
+        ranks: {layer: rank on disk}; empty for a merged model.
+        relative_errors: {layer: ||what was cut off||_F / ||change of the weight||_F}; 0 unless compressed.
+        relative_error: the same over all layers together.
+    """
+
+    directory: str
+    kind: str
+    ranks: dict[str, int]
+    relative_errors: dict[str, float]
+    relative_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line on what was written, and what compressing it cost."""
+        if self.kind == MERGED:
+            return f"merged model written to {self.directory}"
+        ranks = ", ".join(map(str, sorted(set(self.ranks.values()))))
+        cost = ""
+        if self.relative_error > 0:
+            worst = max(self.relative_errors, key=self.relative_errors.__getitem__)
+            cost = (
+                f"; compressing lost {self.relative_error:.2%} of the change (norm over all layers), "
+                f"at worst {self.relative_errors[worst]:.2%} in {worst}"
+            )
+        return f"plain LoRA of rank {ranks} for the original base written to {self.directory}{cost}"
+
+
+def export(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    merge: bool = False,
+    adapter_name: str | None = None,
+) -> Exported:
+    """Writes an adapter so that anything that knows LoRA loads it onto the original base, or the merged model.
+
+    Args:
+        model: a PeftModel with LoRA, initialised by this package or not; it is not changed.
+        directory: where to; a complete directory there is replaced only by a complete one.
+        rank: compress to this rank by a singular value decomposition of each layer's change; by default nothing is
+            lost, and the rank on disk is twice the trained one where a start is subtracted.
+        merge: write the merged model instead of an adapter.
+        adapter_name: the adapter; by default the active one.
+
+    Returns:
+        What was written, and what compressing cost.
+
+    Raises:
+        AdapterError: if the model has no such adapter, or one that cannot be compressed.
+        SaveError: if the directory cannot be written, or a quantised base cannot be merged.
+    """
+    if not isinstance(model, PeftModel):
+        raise AdapterError(f"{type(model).__name__} is not a PeftModel; there is no adapter to export")
+    name = adapter_name or active_adapter(model)
+    if merge and rank is not None:
+        raise SaveError("rank= and merge=True exclude each other: a merged model has no rank")
+    layers = lora_layers(model, name)
+    if merge:
+        exported = _export_merged(model, name, layers, Path(directory))
+    elif rank is not None:
+        exported = _export_compressed(model, name, layers, Path(directory), rank)
+    else:
+        exported = _export_adapter(model, name, Path(directory))
+    logger.info("%s", exported)
+    return exported
+
+
+def load(
+    base: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    is_trainable: bool = False,
+    adapter_name: str = "default",
+) -> PeftModel:
+    """Loads an adapter onto its original base, so that training can go on with the trained rank.
+
+    Args:
+        base: the original base model.
+        directory: what `save_pretrained`, a Trainer checkpoint or `export` wrote, or any plain LoRA.
+        is_trainable: whether the adapter is to be trained.
+        adapter_name: its name in the model.
+
+    Returns:
+        The PeftModel, with its offset where the directory has one; no gradient pass is made.
+
+    Raises:
+        SaveError: if the directory is missing or damaged.
+    """
+    path = Path(directory)
+    for needed in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (path / needed).is_file():
+            raise SaveError(f"{path} holds no {needed}; it is not an adapter directory")
+    recipe = read_recipe(path)
+    if recipe is None:
+        return PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
+    config = own_config(path, recipe)
+    config.inference_mode = not is_trainable
+    model = carry(get_peft_model(base, config, adapter_name=adapter_name))
+    model.load_adapter(str(path), adapter_name, is_trainable=is_trainable)
+    return model
+
+
+def _export_adapter(model: PeftModel, name: str, directory: Path) -> Exported:
+    with staged_directory(directory) as staging:
+        model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
+        _unpack(staging, name)
+    ranks = {layer: layout.disk_rank for layer, layout in adapter_layout(model, name).items()}
+    return Exported(str(directory), ADAPTER, ranks, dict.fromkeys(ranks, 0.0), 0.0)
+
+
+def _export_compressed(
+    model: PeftModel, name: str, layers: dict[str, LoraLayer], directory: Path, rank: int
+) -> Exported:
+    if rank < 1:
+        raise AdapterError(f"rank is {rank}; it must be a positive whole number")
+    changes = {layer: _change(layer, module, name) for layer, module in layers.items()}
+    kept = {layer: change.truncate(rank) for layer, change in changes.items()}
+    with staged_directory(directory) as staging:
+        model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
+        _unpack(staging, name)
+        (staging / RECIPE_NAME).unlink(missing_ok=True)  # what is left is trained factors only
+        weights, config = staging / SAFETENSORS_WEIGHTS_NAME, staging / CONFIG_NAME
+        state = load_file(weights)
+        for layer, change in kept.items():
+            root = change.S.sqrt()
+            dtype = state[weight_key(layer, "A")].dtype
+            state[weight_key(layer, "A")] = (root[:, None] * change.Vh).to("cpu", dtype).contiguous()
+            state[weight_key(layer, "B")] = (change.U * root).to("cpu", dtype).contiguous()
+        layout = {layer: LayerLayout(rank=change.columns, scaling=1.0, offset=False) for layer, change in kept.items()}
+        save_file(state, weights, metadata={"format": "pt"})
+        config.write_text(json.dumps(plain_config(json.loads(config.read_text()), layout), indent=2, sort_keys=True))
+    errors = {layer: change.tail / change.norm if change.norm else 0.0 for layer, change in kept.items()}
+    lost = sum(change.tail**2 for change in kept.values()) ** 0.5
+    total = sum(change.norm**2 for change in kept.values()) ** 0.5
+    ranks = {layer: change.columns for layer, change in kept.items()}
+    return Exported(str(directory), ADAPTER, ranks, errors, lost / total if total else 0.0)
+
+
+def _change(layer: str, module: LoraLayer, name: str) -> LowRankGradient:
+    """The change eta (B A - B0 A0) of one layer's weight as its singular triplets."""
+    if name not in module.lora_A or module.lora_magnitude_vector:
+        raise AdapterError(f"layer {layer}: only plain LoRA on a linear layer can be compressed; drop rank=")
+    now = trained_factors(module, name)
+    start = offset_of(module, name) if has_offset(module, name) else Factors(A=now.A[:0], B=now.B[:, :0])
+    left = module.scaling[name] * torch.cat([now.B.float(), -start.B.float()], dim=1)
+    return factor_product(left, torch.cat([now.A.float(), start.A.float()], dim=0), loss_terms=0.0)
+
+
+def _export_merged(model: PeftModel, name: str, layers: dict[str, LoraLayer], directory: Path) -> Exported:
+    for layer, module in layers.items():
+        if is_quantized(base_layer(module)):
+            raise SaveError(
+                f"layer {layer}: its base weight is quantised, so merging would round the adapter away; export the "
+                "adapter, load it onto the unquantised base with peft, and merge there"
+            )
+    merged = copy.deepcopy(model).merge_and_unload(adapter_names=[name])
+    if not hasattr(merged, "save_pretrained"):
+        raise SaveError(
+            f"{type(merged).__name__} has no save_pretrained; save the result of merge_and_unload() yourself"
+        )
+    with staged_directory(directory) as staging:
+        merged.save_pretrained(str(staging))
+    return Exported(str(directory), MERGED, {}, {}, 0.0)
+
+
+def _unpack(staging: Path, name: str) -> None:
+    """Moves what save_pretrained wrote, in a folder of the adapter's name unless it is "default", up to staging."""
+    saved = staging / "saved"
+    source = saved if name == "default" else saved / name
+    for path in list(source.iterdir()):
+        path.rename(staging / path.name)
+    for path in list(saved.iterdir()):
+        path.rename(staging / path.name) if path.is_file() else path.rmdir()
+    saved.rmdir()

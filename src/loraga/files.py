@@ -1,0 +1,84 @@
+"""Writing a directory so that a killed process or a full disk leaves the last complete one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from .errors import SaveError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives an empty directory to write into, and moves its files to the target when all of them are on the disk.
+
+    A target that does not exist, or is empty, appears at once; in one that exists the files are replaced one by one
+    and other files stay.
+
+    Args:
+        target: the directory to write.
+
+    Yields:
+        The staging directory, beside the target.
+
+    Raises:
+        SaveError: if it cannot be written; the target is then as it was.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise SaveError(f"{target} is a file, not a directory")
+    staging: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        staging = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        staging.chmod(0o755)
+        yield staging
+        for path in _files(staging):
+            _flush(path)
+        _publish(staging, target)
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f"{target} could not be written ({error}); what was there before is as it was") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, target: Path) -> None:
+    if not target.exists() or not any(target.iterdir()):
+        staging.replace(target)
+        return
+    for path in _files(staging):
+        destination = target / path.relative_to(staging)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(destination)
+
+
+def _files(directory: Path) -> list[Path]:
+    """All files below a directory, weights first: a description must never be newer than what it describes."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: (path.suffix != ".safetensors", str(path)))
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.saving-"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what a killed process left while it wrote the same target."""
+    for leftover in target.parent.glob(f"{_prefix(target)}*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,152 @@
+"""Gradients on disk: one safetensors file, with what they were made from and a checksum of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import peft
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ._version import __version__
+from .errors import GradientFileError, SaveError
+from .gradient import LowRankGradient
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT = "loraga-gradients-1"
+FACTORS = ("U", "S", "Vh")
+
+
+def save_gradients(
+    gradients: Mapping[str, LowRankGradient],
+    path: str | os.PathLike[str],
+    *,
+    model: str = "",
+    seed: int | None = None,
+) -> None:
+    """Writes gradients to a safetensors file; a file there is replaced only by a complete one.
+
+    Args:
+        gradients: {layer: gradient}.
+        path: the file.
+        model: what the gradients were estimated on, for the reader; shapes and layer names are checked when used.
+        seed: the seed they were estimated with.
+
+    Raises:
+        SaveError: if the file cannot be written.
+    """
+    target = Path(path)
+    tensors = {
+        f"{layer}.{factor}": getattr(gradient, factor).detach().cpu().contiguous()
+        for layer, gradient in gradients.items()
+        for factor in FACTORS
+    }
+    content = {
+        "model": model,
+        "seed": seed,
+        "layers": {
+            layer: {"shape": gradient.shape, "tail": gradient.tail, "loss_terms": gradient.loss_terms}
+            for layer, gradient in gradients.items()
+        },
+        "versions": {
+            "loraga": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+    }
+    text = json.dumps(content, sort_keys=True)
+    metadata = {"format": FORMAT, "content": text, "sha256": _checksum(text, tensors)}
+    staged: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.saving-", dir=target.parent)
+        os.close(handle)
+        staged = Path(name)
+        save_file(tensors, staged, metadata=metadata)
+        staged.replace(target)
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f"{target} could not be written ({error}); what was there before is as it was") from error
+    finally:
+        if staged is not None:
+            staged.unlink(missing_ok=True)
+
+
+def load_gradients(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> dict[str, LowRankGradient]:
+    """Reads gradients that `save_gradients` wrote.
+
+    Args:
+        path: the file.
+        device: where to put the factors.
+
+    Returns:
+        {layer: gradient}.
+
+    Raises:
+        GradientFileError: if the file is missing, of another kind, truncated, or has a changed bit.
+    """
+    content, tensors = _read(Path(path))
+    gradients = {}
+    try:
+        for layer, facts in content["layers"].items():
+            U, S, Vh = (tensors[f"{layer}.{factor}"].to(device) for factor in FACTORS)
+            gradients[layer] = LowRankGradient(
+                U=U,
+                S=S,
+                Vh=Vh,
+                tail=float(facts["tail"]),
+                loss_terms=float(facts["loss_terms"]),
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise GradientFileError(f"{path} is damaged: {error!r} is missing") from error
+    return gradients
+
+
+def describe_gradients(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a gradients file was made from: model, seed, layers with shapes and loss terms, versions.
+
+    Args:
+        path: the file.
+
+    Returns:
+        JSON data.
+
+    Raises:
+        GradientFileError: as `load_gradients` does.
+    """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise GradientFileError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise GradientFileError(f"{path} is damaged or no safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise GradientFileError(f"{path} is not a gradients file of this version of loraga")
+    text = metadata.get("content", "")
+    if metadata.get("sha256") != _checksum(text, tensors):
+        raise GradientFileError(f"{path} is damaged: its checksum does not fit its content; estimate it again")
+    return json.loads(text), tensors
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key}{tuple(tensors[key].shape)}{tensors[key].dtype}".encode())
+        digest.update(tensors[key].numpy().tobytes())
+    return digest.hexdigest()

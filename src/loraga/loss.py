@@ -1,0 +1,185 @@
+"""The loss of one batch, and the number of terms that this loss is the mean of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from .errors import BatchError
+
+Batch = Mapping[str, Any]
+LossFunction = Callable[[nn.Module, Batch], Tensor]
+WeightFunction = Callable[[Batch], float]
+
+IGNORED_LABEL = -100
+SHIFTED_LOSSES = ("ForCausalLM", "ForConditionalGeneration")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch and the number of loss terms that its mean loss is taken over."""
+
+    inputs: Batch
+    loss_terms: float
+
+
+def collect_micro_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    num_batches: int | None,
+    loss: LossFunction | None = None,
+    weight: WeightFunction | None = None,
+) -> list[MicroBatch]:
+    """Takes the first micro-batches of an iterable and counts the loss terms of each.
+
+    Args:
+        model: the model that the batches are for; it decides how labels are counted.
+        batches: dicts of tensors with labels, as a DataLoader yields them.
+        num_batches: how many to take at most; None takes all.
+        loss: the custom loss in use, or None for the model's own; without labels a custom loss counts examples.
+        weight: number of loss terms of a batch, for losses that labels do not describe.
+
+    Returns:
+        The micro-batches, in order.
+
+    Raises:
+        BatchError: if there is no batch, or one has no labels, only masked labels, or a weight that is not positive.
+    """
+    if isinstance(batches, Mapping):
+        raise BatchError("batches is one batch, not an iterable of batches; pass [batch]")
+    if num_batches is not None and num_batches < 1:
+        raise BatchError(f"num_batches is {num_batches}; at least one micro-batch is needed")
+    micro_batches = [
+        MicroBatch(inputs, _counted_terms(model, inputs, index, loss, weight))
+        for index, inputs in enumerate(islice(batches, num_batches))
+    ]
+    if not micro_batches:
+        raise BatchError("batches is empty; pass at least one dict of tensors with labels")
+    return micro_batches
+
+
+def _counted_terms(
+    model: nn.Module, inputs: Batch, index: int, loss: LossFunction | None, weight: WeightFunction | None
+) -> float:
+    if not isinstance(inputs, Mapping):
+        raise BatchError(f"batch {index} is a {type(inputs).__name__}, not a dict of tensors")
+    terms = float(weight(inputs)) if weight is not None else loss_terms(model, inputs, index, loss)
+    if not 0 < terms < float("inf"):
+        raise BatchError(
+            f"batch {index} has {terms:g} loss terms: all its labels are masked (-100) or its weight is not positive"
+        )
+    return terms
+
+
+def loss_terms(model: nn.Module, inputs: Batch, index: int = 0, loss: LossFunction | None = None) -> float:
+    """Counts the terms that a batch's mean loss is taken over.
+
+    Causal models score `labels[:, 1:]`, other token losses score `labels`, and a loss over whole examples
+    (classification, or a custom loss whose batches have no labels) counts examples.
+
+    Args:
+        model: the model; a transformers model names its loss (`loss_type`).
+        inputs: one batch.
+        index: position of the batch, for the message.
+        loss: the custom loss in use, or None.
+
+    Returns:
+        The number of terms; 0 if all labels are masked.
+
+    Raises:
+        BatchError: if the model's own loss is used and the batch has no labels.
+    """
+    labels = inputs.get("labels")
+    if labels is None:
+        if loss is None:
+            raise BatchError(
+                f"batch {index} has no 'labels' (its keys: {', '.join(map(str, inputs)) or 'none'}); "
+                "add them, or pass loss= and weight="
+            )
+        return float(_number_of_examples(inputs, index))
+    labels = torch.as_tensor(labels)
+    if labels.is_floating_point():  # regression and multi-label targets have no ignored value
+        return float(labels.shape[0] if labels.ndim else 1)
+    if labels.ndim >= 2 and shifts_labels(model):
+        labels = labels[..., 1:]
+    return float((labels != IGNORED_LABEL).sum())
+
+
+def shifts_labels(model: nn.Module) -> bool:
+    """Whether the model's own loss compares the output at t with the label at t + 1."""
+    base: Any = model
+    if isinstance(model, PeftModel):
+        base = model.get_base_model()
+    if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
+        return False
+    if getattr(base, "loss_type", None) in SHIFTED_LOSSES:
+        return True
+    # GPT-2 names no loss and gets the shifted one by default
+    return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def mean_loss(model: nn.Module, inputs: Batch, index: int = 0, loss: LossFunction | None = None) -> Tensor:
+    """Computes a batch's mean loss.
+
+    Args:
+        model: the model.
+        inputs: one batch, already on the model's device.
+        index: position of the batch, for the message.
+        loss: a custom loss (model, batch) -> mean loss, or None for the model's own.
+
+    Returns:
+        The loss, a scalar tensor.
+
+    Raises:
+        BatchError: if the model returns no loss, or a loss that is not finite.
+    """
+    value = loss(model, inputs) if loss is not None else _own_loss(model, inputs, index)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise BatchError(f"batch {index}: the loss must be a tensor with one element, got {_describe(value)}")
+    if not torch.isfinite(value):
+        raise BatchError(
+            f"batch {index}: the loss is {value.item()}; look for a bad row or an overflow in the model's dtype"
+        )
+    return value
+
+
+def _own_loss(model: nn.Module, inputs: Batch, index: int) -> Any:
+    outputs = model(**inputs)
+    value = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if value is None:
+        raise BatchError(f"batch {index}: {type(model).__name__} returned no loss; pass loss=callable(model, batch)")
+    return value
+
+
+def move_to(value: Any, device: torch.device) -> Any:
+    """Copies the tensors of a batch to a device; containers keep their kind."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: move_to(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(move_to(item, device) for item in value)
+    return value
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Device that a batch must be on: that of the model's first parameter."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _number_of_examples(inputs: Batch, index: int) -> int:
+    for value in inputs.values():
+        if isinstance(value, Tensor) and value.ndim:
+            return int(value.shape[0])
+    raise BatchError(f"batch {index} holds no tensor to count examples by; pass weight=callable(batch)")
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,99 @@
+"""The base weights themselves: their norms, and an offset folded into them (line 12 of the paper's Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+
+from .errors import OffsetError
+from .layers import base_layer
+from .offset import add_to_weight, product
+from .report import product_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    from .scheme import Factors
+
+FULL_PRECISION = (torch.float32, torch.float64)
+
+
+def weight_norm(layer: LoraLayer) -> float | None:
+    """||W||_F of a layer's base weight, dequantised if it must be; None where this process cannot read it."""
+    base = base_layer(layer)
+    if base.weight.device.type == "meta":
+        return None
+    with torch.no_grad():
+        weight = dequantize_module_weight(base) if is_quantized(base) else base.weight
+        return float(torch.linalg.vector_norm(weight.float()))
+
+
+def is_quantized(base: nn.Module) -> bool:
+    """Whether a layer's weight is stored in a quantised form."""
+    weight: Any = base.weight
+    return (
+        hasattr(weight, "quant_state")
+        or not weight.is_floating_point()
+        or type(base).__module__.startswith("bitsandbytes")
+        or type(weight.data) is not Tensor
+    )
+
+
+def require_foldable(
+    model: PeftModel, layers: Mapping[str, LoraLayer], adapter_name: str, allow_rounding: bool
+) -> None:
+    """Refuses layers into whose weight an offset cannot be folded without changing the function.
+
+    Args:
+        model: the model that holds the layers.
+        layers: the adapter's layers.
+        adapter_name: the adapter.
+        allow_rounding: accept a half-precision weight, which keeps only part of the offset.
+
+    Raises:
+        OffsetError: for a quantised or tied weight, for lora_dropout, or for a half-precision weight.
+    """
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for name, layer in layers.items():
+        base = base_layer(layer)
+        if is_quantized(base):
+            raise OffsetError(f"layer {name}: offset='weights' cannot change a quantised weight; use offset='adapter'")
+        if owners[id(base.weight)] > 1:
+            raise OffsetError(f"layer {name}: its weight is tied to another layer's; use offset='adapter'")
+        if getattr(layer.lora_dropout[adapter_name], "p", 0.0) > 0:
+            raise OffsetError(
+                f"layer {name}: with lora_dropout > 0 an offset in the weights changes the function in train mode; "
+                "set lora_dropout=0, or use offset='adapter'"
+            )
+        if base.weight.dtype not in FULL_PRECISION and not allow_rounding:
+            raise OffsetError(
+                f"layer {name}: its weight is {base.weight.dtype}, which rounds part of the offset away; use "
+                "offset='adapter', or pass allow_rounding=True and read the rounding in the report"
+            )
+
+
+def fold_offset(layer: LoraLayer, start: Factors, eta: float) -> float:
+    """Subtracts eta B0 A0 from a layer's weight, in place.
+
+    Args:
+        layer: the layer.
+        start: A0 and B0.
+        eta: the adapter's scaling.
+
+    Returns:
+        The share of ||eta B0 A0||_F that rounding lost.
+    """
+    weight = base_layer(layer).weight.data
+    original, change = weight.clone(), eta * product(start)
+    weight.copy_(add_to_weight(layer, weight, -change))
+    back = add_to_weight(layer, weight.float(), change)
+    lost = float(torch.linalg.vector_norm(back - original.float()))
+    norm = eta * product_norm(start)
+    return lost / norm if norm > 0 else 0.0
