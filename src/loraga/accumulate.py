@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .gradient import (
+    OVERSAMPLING,
     PROBES,
     SUBSPACE_ITERATIONS,
     LowRankGradient,
@@ -58,7 +59,9 @@ class FactorAccumulator:
         products = [call]
         if self._sum is not None:
             products.append(Product(left=self._sum.U * self._sum.S, right=self._sum.Vh))
-        self._sum = factor_sum(products, self._columns, self._iterations, self._generator, loss_terms=0.0)
+        sought = self._columns + OVERSAMPLING
+        found = factor_sum(products, sought, self._iterations, self._generator, loss_terms=0.0)
+        self._sum = found.truncate(self._columns)
         self._probe(call)
 
     def _probe(self, call: Product) -> None:

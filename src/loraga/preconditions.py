@@ -124,13 +124,13 @@ def stop_or_warn(reasons: Mapping[str, str], on_missing: str, error: type[Adapte
     """
     if not reasons:
         return
-    text = "; ".join(f"layer {name}: {reason}" for name, reason in list(reasons.items())[:NAMED_LAYERS])
-    more = f"; and {len(reasons) - NAMED_LAYERS} more layers" if len(reasons) > NAMED_LAYERS else ""
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    text = "; ".join(f"{_named(names)}: {reason}" for reason, names in layers.items())
     if on_missing == "error":
-        raise error(
-            f"{text}{more}. Leave them out of target_modules, or pass on_missing='lora' to keep them plain LoRA"
-        )
-    warnings.warn(f"kept as plain LoRA: {text}{more}", stacklevel=4)
+        raise error(f"{text}. Leave out of target_modules, or pass on_missing='lora' to keep plain LoRA there")
+    warnings.warn(f"kept as plain LoRA: {text}", stacklevel=4)
 
 
 def require_scaling(layers: Mapping[str, LoraLayer], adapter_name: str, scheme_name: str, scheme: Scheme) -> None:
@@ -197,7 +197,7 @@ def warn_of_few_directions(directions: Mapping[str, tuple[int, int]]) -> None:
         f"layer {name} has {found} singular directions and rank {rank} wants {2 * rank}"
         for name, (found, rank) in list(few.items())[:NAMED_LAYERS]
     )
-    more = f"; and {len(few) - NAMED_LAYERS} more layers" if len(few) > NAMED_LAYERS else ""
+    more = f"; and {len(few) - NAMED_LAYERS} more layers, see the report" if len(few) > NAMED_LAYERS else ""
     warnings.warn(
         f"{text}{more}. The missing columns of B start at zero and the missing rows of A as in plain LoRA; use a "
         "smaller rank or more loss terms",
@@ -218,3 +218,10 @@ def require_choice(keyword: str, value: object, choices: Mapping[str, object] | 
     """
     if value not in choices:
         raise AdapterError(f"{keyword}={value!r} is unknown; choose from {', '.join(map(repr, choices))}")
+
+
+def _named(layers: list[str]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    more = f" and {len(layers) - NAMED_LAYERS} more" if len(layers) > NAMED_LAYERS else ""
+    return f"layers {', '.join(layers[:NAMED_LAYERS])}{more}"

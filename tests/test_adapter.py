@@ -1,0 +1,156 @@
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from peft import PeftModel, PeftModelForCausalLM
+from safetensors.torch import load_file
+
+import loraga
+from loraga import OffsetError, SaveError
+from loraga.adapter import OffsetModel, carry
+from loraga.layers import lora_layers
+from tests import models
+
+
+def started(**settings):
+    data = models.batches("Llama")
+    model = models.with_lora(models.build("Llama"), **settings)
+    loraga.initialize(model, data, progress=False)
+    return model, data
+
+
+def test_the_model_stays_of_its_own_class():
+    model, _ = started(task_type="CAUSAL_LM")
+    assert isinstance(model, PeftModelForCausalLM)
+    assert isinstance(model, OffsetModel)
+    assert type(model).__name__ == "PeftModelForCausalLM"
+    assert carry(model) is model
+    assert type(models.with_lora(models.build("Llama"), task_type="CAUSAL_LM")) is PeftModelForCausalLM
+
+
+def test_copies_save_their_own_weights(tmp_path):
+    model, data = started()
+    for number, other in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
+        models.train(other, data)
+        other.save_pretrained(tmp_path / str(number))
+        plain = PeftModel.from_pretrained(models.build("Llama"), tmp_path / str(number))
+        assert models.relative_difference(models.logits(plain, data[0]), models.logits(other, data[0])) < 1e-5
+        assert not torch.equal(models.logits(other, data[0]), models.logits(model, data[0]))
+
+
+def test_the_directory_says_what_it_is(tmp_path):
+    model, _ = started(rank_pattern={"q_proj": 3})
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["use_rslora"], config["init_lora_weights"]) == (4, False, True)
+    assert config["lora_alpha"] == pytest.approx(4 / 2**0.5 * 4)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    assert state[key].shape == (6, 32)
+    assert not any("offset" in name for name in state)
+    assert json.loads((tmp_path / "loraga_report.json").read_text())["scheme"] == "lora_ga"
+    assert json.loads((tmp_path / "loraga.json").read_text())["ranks"]["model.layers.0.self_attn.q_proj"] == 3
+
+
+def test_a_model_card_is_completed_and_other_files_stay(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nMy words.")
+    (tmp_path / "notes.txt").write_text("kept")
+    model, _ = started()
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "My words." in card
+    assert "license: mit" in card
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+
+
+def test_a_checkpoint_is_loaded_into_the_adapter_that_is_there(tmp_path):
+    model, data = started()
+    models.train(model, data)
+    expected = models.logits(model, data[0])
+    model.save_pretrained(tmp_path)
+    models.train(model, data)
+    model.load_adapter(tmp_path, "default", is_trainable=True)
+    assert torch.equal(models.logits(model, data[0]), expected)
+    assert lora_layers(model, "default")["model.layers.0.mlp.up_proj"].r["default"] == 2
+    elsewhere, _ = started()  # same shapes, another start: the checkpoint's own is what counts
+    for layer in lora_layers(elsewhere, "default").values():
+        layer.lora_offset_A["default"].mul_(3)
+    elsewhere.load_adapter(tmp_path, "default", is_trainable=True)
+    assert torch.equal(models.logits(elsewhere, data[0]), expected)
+
+
+def test_a_checkpoint_is_loaded_as_a_new_adapter(tmp_path):
+    model, data = started()
+    models.train(model, data)
+    expected = models.logits(model, data[0])
+    model.save_pretrained(tmp_path)
+    other, _ = started()
+    other.load_adapter(tmp_path, "second", is_trainable=True)
+    other.set_adapter("second")
+    assert torch.equal(models.logits(other, data[0]), expected)
+
+
+def test_a_plain_lora_takes_the_offset_away(tmp_path):
+    plain = models.with_lora(models.build("Llama"))
+    data = models.batches("Llama")
+    models.train(plain, data)
+    plain.save_pretrained(tmp_path)
+    model, _ = started()
+    model.load_adapter(tmp_path, "default")
+    assert torch.equal(models.logits(model, data[0]), models.logits(plain, data[0]))
+    folded = models.with_lora(models.build("Llama"))
+    loraga.initialize(folded, data, offset="weights", progress=False)
+    with pytest.raises(OffsetError, match=r"layer model\S+: the offset is folded into the base weight"):
+        folded.load_adapter(tmp_path, "default")
+
+
+def test_a_checkpoint_of_another_start_is_refused_by_a_folded_base(tmp_path):
+    model, data = started()
+    model.save_pretrained(tmp_path)
+    folded = models.with_lora(models.build("Llama"))
+    loraga.initialize(folded, data, offset="weights", gamma=64, progress=False)
+    with pytest.raises(OffsetError, match=r"layer model\S+ started elsewhere than what is folded"):
+        folded.load_adapter(tmp_path, "default")
+
+
+def test_a_directory_that_does_not_fit_is_refused(tmp_path):
+    model, _ = started()
+    model.save_pretrained(tmp_path)
+    wider, _ = started(r=3)
+    with pytest.raises(SaveError, match=r"layer model\S+ of rank 2 is not in adapter 'default'"):
+        wider.load_adapter(tmp_path, "default")
+    recipe = json.loads((tmp_path / "loraga.json").read_text())
+    (tmp_path / "loraga.json").write_text(json.dumps({**recipe, "format": 9}))
+    with pytest.raises(SaveError, match="has format 9; this version of loraga reads format 1"):
+        model.load_adapter(tmp_path, "default")
+
+
+def test_saving_in_ways_that_lose_something_is_refused(tmp_path):
+    model, _ = started()
+    with pytest.raises(SaveError, match="safetensors only"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(SaveError, match="path_initial_model_for_weight_conversion is not needed"):
+        model.save_pretrained(tmp_path, path_initial_model_for_weight_conversion="start")
+    with pytest.raises(OffsetError, match="add_weighted_adapter would ignore the offsets"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+
+
+def test_an_adapter_from_the_same_config_object_gets_the_offset_and_another_does_not():
+    model, _data = started()
+    model.add_adapter("twin", model.peft_config["default"])
+    model.add_adapter("stranger", copy.deepcopy(model.peft_config["default"]))
+    layer = lora_layers(model, "default")["model.layers.0.mlp.up_proj"]
+    assert set(layer.lora_offset_A) == {"default", "twin"}
+    model.set_adapter("twin")
+    model.delete_adapter("default")
+    assert set(layer.lora_offset_A) == {"twin"}
+    assert set(layer.lora_variant) == {"twin"}
+
+
+def test_offsets_are_not_broadcast():
+    model, _ = started()
+    ignored = model._ddp_params_and_buffers_to_ignore
+    assert len(ignored) == 28
+    assert set(ignored) == {name for name, _ in model.named_buffers() if "offset" in name}
