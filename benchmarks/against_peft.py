@@ -1,6 +1,6 @@
 """What a start by PEFT's own `lora_ga` and by `loraga.initialize` does to a model, side by side in one run.
 
-Same model, same batches, same rank, alpha and scaling (alpha / sqrt(r)), each library's own default gamma (16 for both).
+Same model, same batches, same rank, alpha and scaling (alpha / sqrt(r)), each library's default gamma (16 for both).
 Run from a checkout:
 
     python benchmarks/against_peft.py --data ../shared/data/gsm8k/train.jsonl

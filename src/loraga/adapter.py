@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,9 +27,8 @@ from ._version import __version__
 from .errors import OffsetError, SaveError
 from .files import staged_directory
 from .layers import base_layer, lora_layers
-from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, join, plain_config, split
+from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, join, offset_key, plain_config, split
 from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
-from .scheme import Factors
 
 if TYPE_CHECKING:
     import os
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 RECIPE_NAME = "loraga.json"
 REPORT_NAME = "loraga_report.json"
+COMPANIONS = {CONFIG_NAME: (RECIPE_NAME, REPORT_NAME)}
 
 logger = logging.getLogger("loraga")
 
@@ -71,21 +72,23 @@ class OffsetModel(PeftModel):
                 "path_initial_model_for_weight_conversion is not needed: what is saved already is a plain LoRA "
                 "for the original base; drop it"
             )
+        save = partial(
+            super().save_pretrained,
+            selected_adapters=selected_adapters,
+            save_embedding_layers=save_embedding_layers,
+            **kwargs,
+        )
+        if not is_main_process:  # takes part in what is gathered and writes nothing
+            save(save_directory=save_directory, is_main_process=False)
+            return
         target = Path(save_directory)
-        with staged_directory(target) as staging:
+        with staged_directory(target, COMPANIONS) as staging:
             if (target / "README.md").is_file():  # PEFT completes the model card that it finds
                 shutil.copy(target / "README.md", staging / "README.md")
-            super().save_pretrained(
-                str(staging),
-                selected_adapters=selected_adapters,
-                save_embedding_layers=save_embedding_layers,
-                is_main_process=is_main_process,
-                **kwargs,
-            )
-            if is_main_process:
-                for adapter_name in selected_adapters or list(self.peft_config):
-                    directory = staging if adapter_name == "default" else staging / adapter_name
-                    self._make_plain(adapter_name, directory)
+            save(save_directory=str(staging))
+            for adapter_name in selected_adapters or list(self.peft_config):
+                directory = staging if adapter_name == "default" else staging / adapter_name
+                self._make_plain(adapter_name, directory)
 
     def _make_plain(self, adapter_name: str, directory: Path) -> None:
         report = self._loraga_reports.get(adapter_name)
@@ -112,20 +115,20 @@ class OffsetModel(PeftModel):
         """Loads an adapter, taking apart a directory that holds an offset; see `peft.PeftModel.load_adapter`."""
         directory = Path(model_id)
         recipe = read_recipe(directory)
+        if adapter_name in self.peft_config:  # resuming: PEFT would make half-precision factors float32
+            kwargs.setdefault("autocast_adapter_dtype", False)
         if recipe is None:
             self._drop_offset(adapter_name)
             return super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
+        state = split(load_file(directory / SAFETENSORS_WEIGHTS_NAME), recipe.ranks, str(directory))
         if adapter_name not in self.peft_config:
             self._add_empty(adapter_name, own_config(directory, recipe), is_trainable, **kwargs)
+        self._require_same_starts(adapter_name, state, directory)
         self._expect(adapter_name, recipe, directory)
-        before = self._folded_starts(adapter_name)
         with tempfile.TemporaryDirectory() as parts:
             shutil.copy(directory / CONFIG_NAME, parts)
-            state = split(load_file(directory / SAFETENSORS_WEIGHTS_NAME), recipe.ranks, str(directory))
             save_file(state, Path(parts) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-            result = super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
-        self._require_same_starts(adapter_name, before, directory)
-        return result
+            return super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
 
     def _add_empty(
         self,
@@ -167,23 +170,19 @@ class OffsetModel(PeftModel):
             )
         detach_offset(layer, adapter_name)
 
-    def _folded_starts(self, adapter_name: str) -> dict[str, Factors]:
-        return {
-            name: Factors(*(factor.clone() for factor in (start.A, start.B)))
-            for name, layer in lora_layers(self, adapter_name).items()
-            if is_folded(layer, adapter_name)
-            for start in [offset_of(layer, adapter_name)]
-        }
-
-    def _require_same_starts(self, adapter_name: str, before: dict[str, Factors], directory: Path) -> None:
-        layers = lora_layers(self, adapter_name)
-        for name, start in before.items():
-            loaded = offset_of(layers[name], adapter_name)
-            if not (torch.equal(start.A, loaded.A) and torch.equal(start.B, loaded.B)):
-                raise OffsetError(
-                    f"{directory}: layer {name} started elsewhere than what is folded into this base weight; "
-                    "load it with loraga.load onto a fresh base model"
-                )
+    def _require_same_starts(self, adapter_name: str, state: dict[str, torch.Tensor], directory: Path) -> None:
+        """Refuses a start other than the one that is folded into the base weights."""
+        for name, layer in lora_layers(self, adapter_name).items():
+            if not is_folded(layer, adapter_name):
+                continue
+            start = offset_of(layer, adapter_name)
+            for factor, folded in (("A", start.A), ("B", start.B)):
+                loaded = state.get(offset_key(name, factor))
+                if loaded is not None and not torch.equal(folded, loaded.to(folded)):
+                    raise OffsetError(
+                        f"{directory}: layer {name} started elsewhere than what is folded into this base weight; "
+                        "load it with loraga.load onto a fresh base model"
+                    )
 
     def add_adapter(self, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
         """Adds an adapter; one made from another's config object, as TRL makes its reference, gets its offset too."""

@@ -15,7 +15,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .adapter import RECIPE_NAME, adapter_layout, carry, own_config, read_recipe
+from .adapter import COMPANIONS, RECIPE_NAME, adapter_layout, carry, own_config, read_recipe
 from .errors import AdapterError, SaveError
 from .files import staged_directory
 from .gradient import LowRankGradient, factor_product
@@ -149,7 +149,7 @@ def load(
 
 
 def _export_adapter(model: PeftModel, name: str, directory: Path) -> Exported:
-    with staged_directory(directory) as staging:
+    with staged_directory(directory, COMPANIONS) as staging:
         model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
         _unpack(staging, name)
     ranks = {layer: layout.disk_rank for layer, layout in adapter_layout(model, name).items()}
@@ -163,7 +163,7 @@ def _export_compressed(
         raise AdapterError(f"rank is {rank}; it must be a positive whole number")
     changes = {layer: _change(layer, module, name) for layer, module in layers.items()}
     kept = {layer: change.truncate(rank) for layer, change in changes.items()}
-    with staged_directory(directory) as staging:
+    with staged_directory(directory, COMPANIONS) as staging:
         model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
         _unpack(staging, name)
         (staging / RECIPE_NAME).unlink(missing_ok=True)  # what is left is trained factors only

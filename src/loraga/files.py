@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
@@ -14,11 +15,13 @@ from safetensors import SafetensorError
 from .errors import SaveError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 
 @contextmanager
-def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
+def staged_directory(
+    target: str | os.PathLike[str], companions: Mapping[str, tuple[str, ...]] | None = None
+) -> Iterator[Path]:
     """Gives an empty directory to write into, and moves its files to the target when all of them are on the disk.
 
     A target that does not exist, or is empty, appears at once; in one that exists the files are replaced one by one
@@ -26,6 +29,8 @@ def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         target: the directory to write.
+        companions: {file: files that speak of it}; where the file is replaced, companions that were not written anew
+            speak of the old one and are removed.
 
     Yields:
         The staging directory, beside the target.
@@ -45,7 +50,7 @@ def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
         yield staging
         for path in _files(staging):
             _flush(path)
-        _publish(staging, target)
+        _publish(staging, target, companions or {})
     except (OSError, SafetensorError) as error:
         raise SaveError(f"{target} could not be written ({error}); what was there before is as it was") from error
     finally:
@@ -53,13 +58,20 @@ def staged_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _publish(staging: Path, target: Path) -> None:
+def _publish(staging: Path, target: Path, companions: Mapping[str, tuple[str, ...]]) -> None:
     if not target.exists() or not any(target.iterdir()):
         staging.replace(target)
         return
-    for path in _files(staging):
-        destination = target / path.relative_to(staging)
+    destinations = {path: target / path.relative_to(staging) for path in _files(staging)}
+    for destination in destinations.values():  # whatever can stand in the way is found before the first is replaced
         destination.parent.mkdir(parents=True, exist_ok=True)
+        if destination.is_dir():
+            raise SaveError(f"{destination} is a directory, not a file; what was there before is as it was")
+    for path, destination in destinations.items():
+        for name in companions.get(path.name, ()):
+            if not path.with_name(name).exists():
+                destination.with_name(name).unlink(missing_ok=True)
+    for path, destination in destinations.items():
         path.replace(destination)
 
 
@@ -80,5 +92,5 @@ def _prefix(target: Path) -> str:
 
 def _remove_leftovers(target: Path) -> None:
     """Removes what a killed process left while it wrote the same target."""
-    for leftover in target.parent.glob(f"{_prefix(target)}*"):
+    for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
         shutil.rmtree(leftover, ignore_errors=True)

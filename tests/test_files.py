@@ -1,0 +1,287 @@
+"""Tests that a directory is complete at every moment: processes are really killed, and files really cannot grow."""
+
+from __future__ import annotations
+
+import json
+import resource
+import stat
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import loraga
+from loraga import SaveError
+from loraga.files import staged_directory
+from tests.planted import planted
+
+PACKAGE = Path(loraga.__file__).parent
+
+# The module alone, without the package around it, which takes seconds to import. What happens at each step of
+# replacing files is decided by an audit hook, which sees every os.replace before it is done.
+PRELUDE = f"""
+import json, os, sys, types
+package = types.ModuleType("loraga")
+package.__path__ = [{str(PACKAGE)!r}]
+sys.modules["loraga"] = package
+from loraga.files import staged_directory
+
+replaced = []
+def watch(event, arguments):
+    if event == "os.rename":
+        before_replacing(os.fspath(arguments[1]))
+        replaced.append(os.fspath(arguments[1]))
+sys.addaudithook(watch)
+target = sys.argv[1]
+
+def write_new_files(staging):
+    (staging / "adapter_model.safetensors").write_text("new")
+    (staging / "adapter_config.json").write_text("new")
+    (staging / "sub").mkdir()
+    (staging / "sub" / "model.safetensors").write_text("new")
+"""
+
+
+def run(script, target, returncode=0):
+    program = PRELUDE + script
+    done = subprocess.run([sys.executable, "-c", program, str(target)], capture_output=True, text=True, check=False)
+    assert done.returncode == returncode, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def files_cannot_grow_beyond(size):
+    """A real error of the operating system in the middle of a write, as from a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def content(directory):
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A complete directory from before."""
+    directory = tmp_path / "adapter"
+    (directory / "sub").mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "sub/model.safetensors", "mine.txt"):
+        (directory / name).write_text("old")
+    return directory
+
+
+def leftovers(tmp_path):
+    return [path.name for path in tmp_path.iterdir() if ".saving-" in path.name]
+
+
+# ---- writing
+
+
+def test_a_directory_that_did_not_exist_appears_complete(tmp_path):
+    target = tmp_path / "some" / "where" / "adapter"
+    with staged_directory(target) as staging:
+        assert staging.parent == target.parent  # on the same file system, so that moving is one step
+        assert not list(staging.iterdir())
+        (staging / "a.json").write_text("1")
+        assert not target.exists()
+    assert content(target) == {"a.json": b"1"}
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+    assert [path.name for path in target.parent.iterdir()] == ["adapter"]
+
+
+def test_an_empty_directory_is_filled(tmp_path):
+    target = tmp_path / "adapter"
+    target.mkdir()
+    with staged_directory(str(target)) as staging:
+        (staging / "a.json").write_text("1")
+    assert content(target) == {"a.json": b"1"}
+
+
+def test_files_are_replaced_and_other_files_stay(old, tmp_path):
+    with staged_directory(old) as staging:
+        (staging / "adapter_config.json").write_text("new")
+        (staging / "sub" / "deep").mkdir(parents=True)
+        (staging / "sub" / "deep" / "b.json").write_text("new")
+    assert content(old) == {
+        "adapter_model.safetensors": b"old",
+        "adapter_config.json": b"new",
+        "sub/model.safetensors": b"old",
+        "sub/deep/b.json": b"new",
+        "mine.txt": b"old",
+    }
+    assert not leftovers(tmp_path)
+
+
+def test_a_target_given_relative_to_the_working_directory(old, monkeypatch):
+    monkeypatch.chdir(old)
+    for target in (".", "new"):
+        with staged_directory(target) as staging:
+            (staging / "adapter_config.json").write_text("new")
+    assert content(old)["adapter_config.json"] == content(old)["new/adapter_config.json"] == b"new"
+    assert not leftovers(old)
+
+
+# ---- a killed process
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_process_killed_while_it_writes_leaves_the_old_directory(old, tmp_path, exists):
+    target = old if exists else tmp_path / "fresh"
+    before = content(old)
+    run(
+        """
+before_replacing = lambda path: None
+with staged_directory(target) as staging:
+    write_new_files(staging)
+    os._exit(9)
+""",
+        target,
+        returncode=9,
+    )
+    assert content(old) == before
+    assert target.exists() == exists
+    assert leftovers(tmp_path)  # it could not tidy up; the next one does
+    with staged_directory(target) as staging:
+        (staging / "adapter_config.json").write_text("next")
+    assert not leftovers(tmp_path)
+    assert content(target)["adapter_config.json"] == b"next"
+
+
+def test_a_process_killed_before_it_publishes_a_fresh_directory_leaves_none(tmp_path):
+    run(
+        """
+before_replacing = lambda path: os._exit(9)
+with staged_directory(target) as staging:
+    write_new_files(staging)
+""",
+        tmp_path / "fresh",
+        returncode=9,
+    )
+    assert not (tmp_path / "fresh").exists()
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_a_process_killed_while_it_replaces_leaves_whole_files_and_no_description_newer_than_the_weights(old, step):
+    run(
+        f"""
+before_replacing = lambda path: os._exit(9) if len(replaced) == {step} else None
+with staged_directory(target) as staging:
+    write_new_files(staging)
+""",
+        old,
+        returncode=9,
+    )
+    after = content(old)
+    assert after.pop("mine.txt") == b"old"
+    assert sorted(after.values()) == sorted([b"new"] * step + [b"old"] * (3 - step))
+    assert after["adapter_config.json"] == b"old"
+
+
+def test_weights_are_replaced_first_and_each_file_in_one_step(old):
+    replaced = run(
+        """
+before_replacing = lambda path: None
+with staged_directory(target) as staging:
+    write_new_files(staging)
+print(json.dumps(replaced))
+""",
+        old,
+    )
+    names = ["adapter_model.safetensors", "sub/model.safetensors", "adapter_config.json"]
+    assert json.loads(replaced) == [str(old / name) for name in names]
+
+
+def test_what_another_target_left_is_not_touched(tmp_path):
+    for name in (".adapter2.saving-x", ".adapter.saving-x"):
+        (tmp_path / name).mkdir()
+    with staged_directory(tmp_path / "adapter") as staging:
+        (staging / "a.json").write_text("1")
+    assert leftovers(tmp_path) == [".adapter2.saving-x"]
+
+
+def test_leftovers_of_a_target_with_special_characters_are_removed_and_no_others(tmp_path):
+    for name in (".run[1].saving-x", ".run1.saving-x"):
+        (tmp_path / name).mkdir()
+    with staged_directory(tmp_path / "run[1]") as staging:
+        (staging / "a.json").write_text("1")
+    assert leftovers(tmp_path) == [".run1.saving-x"]
+
+
+# ---- a full disk
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("kind", ["text", "safetensors"])
+def test_a_full_disk_leaves_the_directory_as_it_was(old, tmp_path, exists, kind):
+    target = old if exists else tmp_path / "fresh"
+    before = content(old)
+    matrix = planted(64, 64).matrix  # 32 KiB
+    with (
+        pytest.raises(SaveError, match=rf"{target.name} could not be written .*what was there before is as it was"),
+        files_cannot_grow_beyond(8192),
+        staged_directory(target) as staging,
+    ):
+        (staging / "adapter_config.json").write_text("new")
+        if kind == "text":
+            (staging / "report.json").write_text(json.dumps(matrix.tolist()))
+        else:
+            save_file({"a": matrix.clone()}, staging / "adapter_model.safetensors")
+    assert content(old) == before
+    assert target.exists() == exists
+    assert not leftovers(tmp_path)
+
+
+def test_an_error_of_another_kind_passes_through_and_leaves_nothing(old, tmp_path):
+    before = content(old)
+    for error in (KeyboardInterrupt("stop"), ZeroDivisionError("stop")):
+        with pytest.raises(type(error), match="stop"), staged_directory(old) as staging:
+            (staging / "adapter_config.json").write_text("new")
+            raise error
+    assert content(old) == before
+    assert not leftovers(tmp_path)
+
+
+# ---- targets that cannot be
+
+
+def test_a_target_that_is_a_file_is_refused(tmp_path):
+    target = tmp_path / "adapter"
+    target.write_text("mine")
+    with pytest.raises(SaveError, match=r"adapter is a file, not a directory"), staged_directory(target):
+        raise AssertionError("not reached")
+    assert content(tmp_path) == {"adapter": b"mine"}
+
+
+def test_a_target_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(SaveError, match=r"file/adapter could not be written"),
+        staged_directory(tmp_path / "file" / "adapter"),
+    ):
+        raise AssertionError("not reached")
+    assert content(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "sub"])
+def test_what_cannot_be_replaced_leaves_everything_as_it_was(old, tmp_path, name):
+    """A directory where a file is to be, and a file where a directory is to be."""
+    (old / "sub" / "model.safetensors").unlink()
+    (old / "sub").rmdir()
+    (old / "adapter_config.json").unlink()
+    (old / name).mkdir() if name == "adapter_config.json" else (old / name).write_text("mine")
+    before = content(old)
+    with pytest.raises(SaveError, match=r"adapter.* what was there before is as it was"), staged_directory(old) as new:
+        save_file({"a": torch.arange(3)}, new / "adapter_model.safetensors")
+        (new / "adapter_config.json").write_text("new")
+        (new / "sub").mkdir()
+        (new / "sub" / "b.json").write_text("new")
+    assert content(old) == before
+    assert not leftovers(tmp_path)
