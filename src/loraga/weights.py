@@ -30,9 +30,14 @@ def weight_norm(layer: LoraLayer) -> float | None:
     base = base_layer(layer)
     if base.weight.device.type == "meta":
         return None
-    with torch.no_grad():
-        weight = dequantize_module_weight(base) if is_quantized(base) else base.weight
-        return float(torch.linalg.vector_norm(weight.float()))
+    kept = base.weight
+    try:
+        with torch.no_grad():
+            weight = dequantize_module_weight(base) if is_quantized(base) else base.weight
+            return float(torch.linalg.vector_norm(weight.float()))
+    finally:
+        if base.weight is not kept:  # on a CPU, PEFT replaces an 8-bit weight by a copy that has lost its scales
+            base.weight = kept
 
 
 def is_quantized(base: nn.Module) -> bool:

@@ -1,0 +1,178 @@
+"""What the tests run in processes of their own. loraga is imported within functions: some run where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from tests.integration.common import (
+    adapter_state,
+    base,
+    eval_logits,
+    probe,
+    rows,
+    started,
+    trainer,
+    write,
+)
+
+
+def plain_peft(directories: list[str], output: str, name: str = "Llama") -> None:
+    """Logits of each directory on the original base, by plain PEFT alone."""
+    from peft import PeftModel
+
+    try:
+        import loraga
+    except ModuleNotFoundError:
+        loraga = None
+    assert loraga is None
+    logits = {}
+    for directory in directories:
+        model = PeftModel.from_pretrained(base(name), directory)
+        assert not [key for key in model.state_dict() if "lora_offset" in key]
+        logits[directory] = eval_logits(model)
+    write(logits, output)
+
+
+def resume(checkpoint: str, run: str, output: str) -> None:
+    """Goes on from a checkpoint in a new process, without a gradient pass."""
+    import loraga
+
+    model = loraga.load(base(), checkpoint, is_trainable=True)
+    trainer(model, run).train(resume_from_checkpoint=checkpoint)
+    write(adapter_state(model), output)
+
+
+class Killer(TrainerCallback):
+    """Kills its own process at the end of a step, or right after a checkpoint was written."""
+
+    def __init__(self, event: str, step: int) -> None:
+        self.event, self.step = event, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._kill("on_step_end", state)
+
+    def on_save(self, args, state, control, **kwargs):
+        self._kill("on_save", state)
+
+    def _kill(self, event, state):
+        if (event, state.global_step) == (self.event, self.step):
+            die()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_half_and_die(path: Path) -> None:
+    """Leaves the first half of a file that was just written."""
+    content = path.read_bytes()
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+        file.flush()
+        os.fsync(file.fileno())
+    die()
+
+
+def die_while_writing(file_name: str, step: int) -> None:
+    """Makes this process die when half of one of checkpoint-STEP's files is written."""
+    import transformers.trainer
+    import transformers.trainer_callback
+
+    import loraga.adapter
+
+    def dying(write_file, position):
+        def wrapped(*args, **kwargs):
+            result = write_file(*args, **kwargs)
+            path = Path(args[position])
+            if path.name == file_name and f"checkpoint-{step}" in str(path):
+                write_half_and_die(path)
+            return result
+
+        return wrapped
+
+    loraga.adapter.save_file = dying(loraga.adapter.save_file, 1)
+    torch.save = dying(torch.save, 1)
+    state = transformers.trainer_callback.TrainerState
+    state.save_to_json = dying(state.save_to_json, 1)
+
+
+def killed(run: str, output: str, event: str, step: int) -> None:
+    """A training run that ends by SIGKILL, or by itself where event is "never"."""
+    if event.startswith("writing "):
+        die_while_writing(event.removeprefix("writing "), step)
+    model = started()
+    trainer(model, run, callbacks=[Killer(event, step)], save_total_limit=2).train()
+    write(adapter_state(model), output)
+
+
+def go_on(run: str, output: str) -> None:
+    """What a user's script does after a run was killed."""
+    import loraga
+    from loraga.checkpoint import newest_complete_checkpoint
+
+    newest = newest_complete_checkpoint(run)
+    model = loraga.load(base(), newest, is_trainable=True)
+    trainer(model, run, save_total_limit=2).train(resume_from_checkpoint=str(newest))
+    write(adapter_state(model), output)
+    Path(output).with_suffix(".resumed").write_text(newest.name)
+
+
+def load_saved_state(directory: str, output: str) -> None:
+    """accelerate's and torch's ways of loading a whole model, into one that started elsewhere."""
+    from accelerate import Accelerator
+    from safetensors.torch import load_model
+
+    accelerator = Accelerator(cpu=True)
+    model = started(seed=4, gamma=64)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.load_state(f"{directory}/accelerate")
+    manual_steps(model, optimizer, 2)
+    write(adapter_state(model), f"{output}.accelerate")
+    other = started(seed=4, gamma=64)
+    load_model(other, f"{directory}/state.safetensors")
+    write({"logits": eval_logits(other), **adapter_state(other)}, f"{output}.state")
+
+
+def manual_steps(model, optimizer, count: int) -> None:
+    """Steps on a fixed batch, in train mode with dropout; the random state goes on from where it is."""
+    model.train()
+    for _ in range(count):
+        model(**probe(3)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def distributed(rank: int, rendezvous: str, output: str) -> None:
+    """One of two processes that train the same adapter on data of their own."""
+    from torch import distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    model = started(lora_dropout=0.0)
+    ignored = set(model._ddp_params_and_buffers_to_ignore)
+    offsets = {name: buffer for name, buffer in model.named_buffers() if "lora_offset" in name}
+    assert ignored == set(offsets)
+    assert offsets
+    wrapped = DistributedDataParallel(model)
+    assert not [buffer for buffer in wrapped.modules_buffers if any(buffer is each for each in offsets.values())]
+    name, buffer = next(iter(offsets.items()))
+    before = buffer.clone()
+    buffer.add_(rank)  # rank 1's differs now, and a broadcast at the forward would bring it back
+    wrapped(**probe(3))
+    assert torch.equal(buffer, before + rank), f"{name} was broadcast"
+    buffer.copy_(before)
+    data = rows(8)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for step in range(3):
+        row = data[2 * step + rank]
+        wrapped(input_ids=row["input_ids"][None], labels=row["labels"][None]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    write(adapter_state(model), f"{output}.{rank}")
+    dist.destroy_process_group()
