@@ -120,6 +120,22 @@ def test_files_are_replaced_and_other_files_stay(old, tmp_path):
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize("written", ["weights alone", "weights and companion", "another file"])
+def test_a_companion_of_a_replaced_file_goes_with_it_unless_it_was_written_anew(old, written):
+    (old / "loraga.json").write_text("old")
+    (old / "sub" / "loraga.json").write_text("old")  # of another file
+    with staged_directory(old, {"adapter_model.safetensors": ("loraga.json", "absent.json")}) as staging:
+        if written == "another file":
+            (staging / "adapter_config.json").write_text("new")
+        else:
+            (staging / "adapter_model.safetensors").write_text("new")
+        if written == "weights and companion":
+            (staging / "loraga.json").write_text("new")
+    expected = {"weights alone": None, "weights and companion": b"new", "another file": b"old"}[written]
+    assert content(old).get("loraga.json") == expected
+    assert content(old)["sub/loraga.json"] == content(old)["mine.txt"] == b"old"
+
+
 def test_a_target_given_relative_to_the_working_directory(old, monkeypatch):
     monkeypatch.chdir(old)
     for target in (".", "new"):

@@ -172,7 +172,7 @@ def test_the_rate_does_not_depend_on_the_losss_magnitude(scale):
         assert getattr(scaled, name) == pytest.approx(getattr(plain, name), rel=1e-6)
 
 
-@pytest.mark.parametrize("unit", [1e-4, 1e4])
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
 def test_parameters_in_another_unit_get_the_rate_in_that_unit(unit):
     quadratic = Quadratic(2)
     plain = suggest(Point(quadratic.start), quadratic.batches, loss=quadratic)
@@ -205,6 +205,12 @@ def test_a_loss_that_is_zero_at_the_start_can_fall_below_zero():
     rate = on_a_line(lambda x: (x - 0.02) ** 2 - 0.02**2)
     assert rate.loss_before == 0
     assert rate.value == pytest.approx(0.02, rel=1e-6)
+
+
+def test_a_negative_loss_is_no_obstacle():
+    rate = on_a_line(lambda x: -2 + (x / 1e9 - 1) ** 2)  # 1e9 is too far for a start that knows no scale
+    assert rate.loss_before == pytest.approx(-1)
+    assert rate.value == pytest.approx(1e9, rel=1e-6)
 
 
 def test_a_first_rate_beyond_the_valley_goes_back_to_it():

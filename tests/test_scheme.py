@@ -281,9 +281,10 @@ def test_with_few_directions_A_takes_the_first_and_B_what_is_left(d_out, d_in, r
     assert torch.allclose(scaled.B, stable_scale((d_out, d_in), setting()) * factors.B)
 
 
-def test_missing_rows_of_A_are_pefts_kaiming_draw():
+@pytest.mark.parametrize("scheme", ["gradient", "lora_ga"])
+def test_missing_rows_of_A_are_pefts_kaiming_draw(scheme):
     gradient = gradient_of(planted(20, 400, values=1.0 / torch.arange(1, 4)))
-    drawn = start("gradient", gradient, rank=16).A[3:]
+    drawn = start(scheme, gradient, rank=16).A[3:]
     bound = 1 / math.sqrt(400)
     layer = get_peft_model(nn.Sequential(nn.Linear(400, 20)), LoraConfig(r=16, target_modules=["0"])).base_model.model[
         0

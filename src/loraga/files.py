@@ -49,7 +49,7 @@ def staged_directory(
         staging.chmod(0o755)
         yield staging
         for path in _files(staging):
-            _flush(path)
+            flush(path)
         _publish(staging, target, companions or {})
     except (OSError, SafetensorError) as error:
         raise SaveError(f"{target} could not be written ({error}); what was there before is as it was") from error
@@ -81,7 +81,8 @@ def _files(directory: Path) -> list[Path]:
     return sorted(files, key=lambda path: (path.suffix != ".safetensors", str(path)))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until a file's content is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

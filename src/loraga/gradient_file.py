@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ._version import __version__
 from .errors import GradientFileError, SaveError
+from .files import flush
 from .gradient import LowRankGradient
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def save_gradients(
         os.close(handle)
         staged = Path(name)
         save_file(tensors, staged, metadata=metadata)
+        flush(staged)
         staged.replace(target)
     except (OSError, SafetensorError) as error:
         raise SaveError(f"{target} could not be written ({error}); what was there before is as it was") from error

@@ -63,16 +63,11 @@ def lora_ga(gradient: LowRankGradient, setting: Setting) -> Factors:
     Raises:
         GradientError: if the gradient was estimated for a smaller rank.
     """
-    unit = gradient_directions(gradient, setting)
-    scale = stable_scale(gradient.shape, setting)
-    return Factors(A=scale * unit.A, B=scale * unit.B)
+    return _singular_vectors(gradient, setting, stable_scale(gradient.shape, setting))
 
 
 def gradient_directions(gradient: LowRankGradient, setting: Setting) -> Factors:
     """Table 3's +GA: singular vectors of the gradient at unit scale.
-
-    Where there are fewer than 2 * rank singular directions, A takes the first right vectors and B the left ones that
-    remain; B's missing columns are zero and A's missing rows are drawn as in plain LoRA, so that nothing is dead.
 
     Args:
         gradient: of the layer's weight, with 2 * rank columns unless the layer has fewer.
@@ -84,16 +79,25 @@ def gradient_directions(gradient: LowRankGradient, setting: Setting) -> Factors:
     Raises:
         GradientError: if the gradient was estimated for a smaller rank.
     """
+    return _singular_vectors(gradient, setting, scale=1.0)
+
+
+def _singular_vectors(gradient: LowRankGradient, setting: Setting, scale: float) -> Factors:
+    """Scaled right vectors for A and the left ones after them for B.
+
+    Where there are fewer than 2 * rank singular directions, A takes the first right vectors and B the left ones that
+    remain; B's missing columns are zero and A's missing rows are drawn as in plain LoRA, so that nothing is dead.
+    """
     rank, directions = setting.rank, gradient.directions
     require_columns(gradient, rank)
     d_out, d_in = gradient.shape
     rows, columns = min(rank, directions), max(0, min(rank, directions - rank))
     B = torch.zeros(d_out, rank, device=gradient.U.device)
-    B[:, :columns] = gradient.U[:, rank : rank + columns]
+    B[:, :columns] = scale * gradient.U[:, rank : rank + columns]
     A = torch.empty(rank, d_in)
     A.uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in), generator=setting.generator)  # PEFT's Kaiming start
     A = A.to(gradient.Vh.device)
-    A[:rows] = gradient.Vh[:rows]
+    A[:rows] = scale * gradient.Vh[:rows]
     return Factors(A=A, B=B)
 
 
