@@ -66,7 +66,7 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch):
     "arguments", [[], ["unknown"], ["demo", "--steps", "0"], ["demo", "--steps", "x"], ["demo", "--seed", "-1"]]
 )
 def test_wrong_use_ends_with_2(arguments, capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         cli.main(arguments)
 
     assert "usage: loraga" in capsys.readouterr().err
