@@ -33,6 +33,7 @@ def test_demo_hands_its_options_on_and_ends_with_0(monkeypatch, tmp_path):
         (LabError("the package is missing"), 1),
         (loraga.BatchError("batch 3: the loss is nan"), 1),
         (SettingsError("other settings"), 2),
+        (OSError(28, "No space left on device"), 1),
         (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), 1),
         (KeyboardInterrupt(), 130),
     ],
