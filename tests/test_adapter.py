@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from peft import PeftModel, PeftModelForCausalLM
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from safetensors.torch import load_file
 
 import loraga
@@ -133,17 +133,19 @@ def test_saving_in_ways_that_lose_something_is_refused(tmp_path):
         model.save_pretrained(tmp_path, safe_serialization=False)
     with pytest.raises(SaveError, match="path_initial_model_for_weight_conversion is not needed"):
         model.save_pretrained(tmp_path, path_initial_model_for_weight_conversion="start")
-    with pytest.raises(OffsetError, match="add_weighted_adapter would ignore the offsets"):
+    with pytest.raises(OffsetError, match="add_weighted_adapter would ignore the offset of 'default'"):
         model.add_weighted_adapter(["default"], [1.0], "sum")
 
 
 def test_an_adapter_from_the_same_config_object_gets_the_offset_and_another_does_not():
-    model, _data = started()
+    model, data = started()
     model.add_adapter("twin", model.peft_config["default"])
     model.add_adapter("stranger", copy.deepcopy(model.peft_config["default"]))
     layer = lora_layers(model, "default")["model.layers.0.mlp.up_proj"]
     assert set(layer.lora_offset_A) == {"default", "twin"}
+    assert not hasattr(layer.lora_variant.get("stranger"), "merge_safe")
     model.set_adapter("twin")
+    assert torch.equal(models.logits(model, data[0]), models.logits(models.build("Llama"), data[0]))
     model.delete_adapter("default")
     assert set(layer.lora_offset_A) == {"twin"}
     assert set(layer.lora_variant) == {"twin"}
@@ -154,3 +156,63 @@ def test_offsets_are_not_broadcast():
     ignored = model._ddp_params_and_buffers_to_ignore
     assert len(ignored) == 28
     assert set(ignored) == {name for name, _ in model.named_buffers() if "offset" in name}
+
+
+def test_a_load_that_fails_leaves_the_policy_as_it_was(tmp_path):
+    model, data = started()
+    models.train(model, data)
+    expected = models.logits(model, data[0])
+    model.save_pretrained(tmp_path / "good")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Exception, match="empty"):
+        model.load_adapter(tmp_path / "empty", "default")
+    assert torch.equal(models.logits(model, data[0]), expected)
+    models.with_lora(models.build("Llama"), r=3).save_pretrained(tmp_path / "wide")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_adapter(tmp_path / "wide", "default")
+    assert torch.equal(models.logits(model, data[0]), expected)
+    weights = tmp_path / "good" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(Exception, match=r"(?i)safetensor|metadata|incomplete|header"):
+        model.load_adapter(tmp_path / "good", "new")
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(models.logits(model, data[0]), expected)
+
+
+def folded(**settings):
+    data, base = models.batches("Llama"), models.build("Llama")
+    model = models.with_lora(base)
+    loraga.initialize(model, data, offset="weights", progress=False, **settings)
+    return model, data
+
+
+def test_a_base_that_is_lost_to_a_folded_offset_is_said_or_restored():
+    original = models.logits(models.build("Llama"), models.batches("Llama", 1)[0])
+    for method in ("unload", "delete_adapter"):
+        model, data = folded(keep_original=True)
+        left = getattr(model, method)(*(["default"] if method == "delete_adapter" else [])) or model.base_model.model
+        assert torch.equal(models.logits(left, data[0]), original)
+        model, _ = folded()
+        with pytest.warns(UserWarning, match=rf"{method}\(\) gives the changed base"):
+            getattr(model, method)(*(["default"] if method == "delete_adapter" else []))
+
+
+def test_another_adapter_on_a_changed_base_is_refused():
+    model, data = folded()
+    with pytest.raises(OffsetError, match="another adapter would not be for the original base"):
+        model.add_adapter("other", LoraConfig(r=1, target_modules=["q_proj"]))
+    model.add_adapter("ref", model.peft_config["default"])  # the same start: TRL's reference
+    model.set_adapter("ref")
+    original = models.logits(models.build("Llama"), data[0])
+    assert models.relative_difference(models.logits(model, data[0]), original) < 1e-5
+    two = models.with_lora(models.build("Llama"))
+    two.add_adapter("other", LoraConfig(r=1, target_modules=["q_proj"]))
+    with pytest.raises(OffsetError, match=r"the model's other adapters \(other\)"):
+        loraga.initialize(two, data, offset="weights", progress=False)
+
+
+def test_weighted_sums_of_adapters_without_an_offset_are_pefts():
+    model = models.with_lora(models.build("Llama"))
+    loraga.initialize(model, models.batches("Llama"), offset="none", progress=False)
+    model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="cat")
+    assert "sum" in model.peft_config

@@ -192,3 +192,33 @@ def test_a_gradient_that_is_not_finite_names_layer_and_batch(rank):
     model.model.layers[1].mlp.down_proj.register_forward_hook(poison)
     with pytest.raises(GradientError, match=r"layer model.layers.1.mlp.\w+, batch 1: .* not finite"):
         estimate_gradients(model, data, rank=rank, progress=False)
+
+
+def test_a_callers_autocast_does_not_reach_the_algebra():
+    model, data = models.build("Llama"), models.batches("Llama", 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = estimate_gradients(model, data, rank=1, progress=False)
+    for gradient in found.values():
+        torch.testing.assert_close(gradient.U.T @ gradient.U, torch.eye(gradient.columns), rtol=0, atol=1e-5)
+
+
+def test_dropout_that_a_checkpointing_layer_reads_from_its_config_is_off():
+    from transformers import FalconConfig, FalconForCausalLM
+
+    def gradients(rate, checkpointing):
+        torch.manual_seed(0)
+        config = FalconConfig(
+            vocab_size=models.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            hidden_dropout=rate, bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
+        model = FalconForCausalLM(config)
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.train()
+        found = estimate_gradients(model, models.batches("Llama", 1), rank=8, progress=False)
+        assert model.config.hidden_dropout == rate
+        return found
+
+    expected = gradients(0.0, checkpointing=False)
+    for name, gradient in gradients(0.5, checkpointing=True).items():
+        assert models.relative_difference(gradient.S, expected[name].S) < 1e-4

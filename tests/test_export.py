@@ -117,6 +117,33 @@ def test_a_plain_lora_is_exported_and_loaded_as_it_is(tmp_path):
     assert not any(p.requires_grad for p in again.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # PEFT takes a bias for an unsharded factor
+def test_compressing_keeps_the_bias_of_b(tmp_path):
+    data = models.batches("Qwen2")
+    model = models.with_lora(models.build("Qwen2"), target_modules=["q_proj", "v_proj"], lora_bias=True)
+    loraga.initialize(model, data, progress=False)
+    models.train(model.eval(), data)
+    loraga.export(model, tmp_path, rank=4)
+    loaded = PeftModel.from_pretrained(models.build("Qwen2"), tmp_path).eval()
+    assert models.relative_difference(models.logits(loaded, data[0]), models.logits(model, data[0])) < 1e-5
+
+
+def test_a_merged_model_replaces_an_adapter_in_its_directory(tmp_path):
+    model, batch, expected = trained()
+    loraga.export(model, tmp_path)
+    loraga.export(model, tmp_path, merge=True)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert models.relative_difference(models.logits(merged, batch), expected) < 1e-5
+
+
+def test_merging_a_tied_head_is_refused(tmp_path):
+    base = models.build("Llama")
+    base.lm_head.weight = base.model.embed_tokens.weight
+    model = models.with_lora(base, target_modules=["lm_head"])
+    with pytest.raises(SaveError, match="layer lm_head: its weight is tied"):
+        loraga.export(model, tmp_path, merge=True)
+
+
 def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path):
     model, _, _ = trained()
     with pytest.raises(AdapterError, match="LlamaForCausalLM is not a PeftModel"):

@@ -419,3 +419,31 @@ def test_what_was_done_is_logged_and_printed(caplog, capsys):
     assert "... and 4 layers with a higher cosine" in table
     assert "saved as a plain LoRA of rank 4 (twice the trained rank)" in table
     assert json.loads(json.dumps(report.to_dict()))["layers"].keys() == report.layers.keys()
+
+
+def test_a_loss_that_draws_random_numbers_is_compared_with_the_same_draws():
+    report = loraga.initialize(
+        fresh(), models.batches("Llama"), loss=lambda m, b: m(**b).loss * (1 + 0.1 * torch.rand(())), **QUIET
+    )
+    assert report.function_change == 0
+
+
+def test_a_second_adapter_is_checked_without_the_firsts_trained_head():
+    data = models.batches("Llama")
+    model = fresh(modules_to_save=["lm_head"])
+    models.train(model, data)
+    model.add_adapter("b", LoraConfig(r=1, lora_alpha=2, use_rslora=True, target_modules=["q_proj"]))
+    assert loraga.initialize(model, data, adapter_name="b", **QUIET).function_change == 0
+
+
+def test_one_batch_instead_of_a_list_is_refused_with_the_remedy():
+    batch = models.batches("Llama", 1)[0]
+    with pytest.raises(BatchError, match=r"one batch, not an iterable of batches; pass \[batch\]"):
+        loraga.initialize(fresh(), batch, **QUIET)
+    with pytest.raises(BatchError, match="num_batches is -1"):
+        loraga.initialize(fresh(), [batch], num_batches=-1, **QUIET)
+
+
+def test_dora_is_refused_with_an_offset_in_the_weights():
+    with pytest.raises(OffsetError, match="DoraLinearVariant is in use; offset='weights' knows plain LoRA only"):
+        loraga.initialize(fresh(use_dora=True), models.batches("Llama"), offset="weights", **QUIET)

@@ -201,6 +201,11 @@ def test_a_rise_of_a_twentieth_of_the_fall_does_not_end_the_line():
     assert first_valley([0.9, 0.6, 0.65, 0.3, 0.8], before=1.0) == Valley(index=1, risen=True)
 
 
+def test_what_is_not_finite_has_risen():
+    for loss in (math.inf, math.nan):
+        assert first_valley([0.9, loss, 0.1], before=1.0) == Valley(index=0, risen=True)
+
+
 def test_a_loss_that_is_zero_at_the_start_can_fall_below_zero():
     rate = on_a_line(lambda x: (x - 0.02) ** 2 - 0.02**2)
     assert rate.loss_before == 0

@@ -66,7 +66,9 @@ class FactorAccumulator:
 
     def _probe(self, call: Product) -> None:
         if self._probes is None:
-            self._probes = torch.randn(call.right.shape[1], PROBES, generator=self._generator).to(call.right.device)
+            self._probes = torch.randn(call.right.shape[1], PROBES, generator=self._generator, dtype=torch.float32).to(
+                call.right.device
+            )
         probed = times([call], self._probes)
         self._probed = probed if self._probed is None else self._probed + probed
 

@@ -29,6 +29,7 @@ from .files import staged_directory
 from .layers import base_layer, lora_layers
 from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, join, offset_key, plain_config, split
 from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
+from .scheme import Factors
 
 if TYPE_CHECKING:
     import os
@@ -47,7 +48,7 @@ class OffsetModel(PeftModel):
     """Overrides of PeftModel; never built directly, see `carry`."""
 
     _loraga_reports: dict[str, Report]
-    _loraga_originals: dict[str, dict[str, torch.Tensor]]
+    _loraga_originals: dict[str, torch.Tensor]
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -117,18 +118,45 @@ class OffsetModel(PeftModel):
         recipe = read_recipe(directory)
         if adapter_name in self.peft_config:  # resuming: PEFT would make half-precision factors float32
             kwargs.setdefault("autocast_adapter_dtype", False)
-        if recipe is None:
-            self._drop_offset(adapter_name)
-            return super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
-        state = split(load_file(directory / SAFETENSORS_WEIGHTS_NAME), recipe.ranks, str(directory))
-        if adapter_name not in self.peft_config:
-            self._add_empty(adapter_name, own_config(directory, recipe), is_trainable, **kwargs)
-        self._require_same_starts(adapter_name, state, directory)
-        self._expect(adapter_name, recipe, directory)
-        with tempfile.TemporaryDirectory() as parts:
-            shutil.copy(directory / CONFIG_NAME, parts)
-            save_file(state, Path(parts) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-            return super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
+        with self._as_it_was_on_error(adapter_name):
+            if recipe is None:
+                self._require_not_folded(adapter_name)
+                result = super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
+                for layer in lora_layers(self, adapter_name).values():
+                    detach_offset(layer, adapter_name)
+            else:
+                state = split(load_file(directory / SAFETENSORS_WEIGHTS_NAME), recipe.ranks, str(directory))
+                if adapter_name not in self.peft_config:
+                    self._add_empty(adapter_name, own_config(directory, recipe), is_trainable, **kwargs)
+                self._require_same_starts(adapter_name, state, directory)
+                self._expect(adapter_name, recipe, directory)
+                with tempfile.TemporaryDirectory() as parts:
+                    shutil.copy(directory / CONFIG_NAME, parts)
+                    save_file(state, Path(parts) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+                    result = super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
+        self._loraga_reports.pop(adapter_name, None)  # it speaks of another start
+        return result
+
+    @contextmanager
+    def _as_it_was_on_error(self, adapter_name: str) -> Iterator[None]:
+        """Puts factors and offsets back if a load fails, and takes away an adapter that was added for it."""
+        known = adapter_name in self.peft_config
+        layers = lora_layers(self, adapter_name) if known else {}
+        layers = {name: layer for name, layer in layers.items() if adapter_name in layer.lora_A}
+        before = [(layer, *_saved_state(layer, adapter_name)) for layer in layers.values()]
+        try:
+            yield
+        except BaseException:
+            for layer, (A, B), start, folded in before:
+                now = trained_factors(layer, adapter_name)
+                now.A.copy_(A)
+                now.B.copy_(B)
+                detach_offset(layer, adapter_name)
+                if start is not None:
+                    attach_offset(layer, adapter_name, start, folded=folded)
+            if not known and adapter_name in self.peft_config:
+                self.delete_adapter(adapter_name)
+            raise
 
     def _add_empty(
         self,
@@ -155,20 +183,17 @@ class OffsetModel(PeftModel):
             if name in recipe.ranks and not has_offset(layer, adapter_name):
                 attach_offset(layer, adapter_name, trained_factors(layer, adapter_name))  # overwritten by the load
             elif name not in recipe.ranks:
-                self._drop_layer_offset(name, layer, adapter_name)
+                detach_offset(layer, adapter_name)
 
-    def _drop_offset(self, adapter_name: str) -> None:
-        if adapter_name in self.peft_config:
-            for name, layer in lora_layers(self, adapter_name).items():
-                self._drop_layer_offset(name, layer, adapter_name)
-
-    def _drop_layer_offset(self, name: str, layer: LoraLayer, adapter_name: str) -> None:
-        if is_folded(layer, adapter_name):
-            raise OffsetError(
-                f"layer {name}: the offset is folded into the base weight, and what is loaded is for the original "
-                "base; load it onto a fresh base model"
-            )
-        detach_offset(layer, adapter_name)
+    def _require_not_folded(self, adapter_name: str) -> None:
+        if adapter_name not in self.peft_config:
+            return
+        for name, layer in lora_layers(self, adapter_name).items():
+            if is_folded(layer, adapter_name):
+                raise OffsetError(
+                    f"layer {name}: the offset is folded into the base weight, and what is loaded is for the original "
+                    "base; load it onto a fresh base model"
+                )
 
     def _require_same_starts(self, adapter_name: str, state: dict[str, torch.Tensor], directory: Path) -> None:
         """Refuses a start other than the one that is folded into the base weights."""
@@ -185,68 +210,110 @@ class OffsetModel(PeftModel):
                     )
 
     def add_adapter(self, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
-        """Adds an adapter; one made from another's config object, as TRL makes its reference, gets its offset too."""
+        """Adds an adapter; one made from another's config object, as TRL makes its reference, gets its start too."""
         source = next((name for name, config in self.peft_config.items() if config is peft_config), None)
+        if source is None and self._folded_adapters():
+            raise OffsetError(
+                "the base weights have an offset folded into them, so another adapter would not be for the original "
+                "base; add it to a fresh base model, or use offset='adapter'"
+            )
         super().add_adapter(adapter_name, peft_config, *args, **kwargs)
-        if source is None:
-            return
+        if source is not None:
+            self._share_start(source, adapter_name)
+
+    def _share_start(self, source: str, adapter_name: str) -> None:
         for layer in lora_layers(self, source).values():
             if has_offset(layer, source):
-                attach_offset(layer, adapter_name, offset_of(layer, source), folded=is_folded(layer, source))
+                start, added = offset_of(layer, source), trained_factors(layer, adapter_name)
+                attach_offset(layer, adapter_name, start, folded=is_folded(layer, source))
+                added.A.copy_(start.A)  # PEFT's fresh B is zero, which would leave minus the start
+                added.B.copy_(start.B)
             # PEFT makes the new dropout in train mode, whatever mode the layer is in
             layer.lora_dropout[adapter_name].train(self.training)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Deletes an adapter with its offset and its report; see `peft.PeftModel.delete_adapter`."""
+        if self._folded_adapters() == [adapter_name]:
+            self._restore_original_weights("delete_adapter()")
         self._loraga_reports.pop(adapter_name, None)
-        self._loraga_originals.pop(adapter_name, None)
         super().delete_adapter(adapter_name)
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: PEFT's weighted sums read lora_A and lora_B alone."""
-        raise OffsetError(
-            "add_weighted_adapter would ignore the offsets; export the adapters with loraga.export and combine those"
-        )
+    def unload(self, *args: Any, **kwargs: Any) -> Any:
+        """Gives the base model back, without a folded offset if the original weights were kept."""
+        if self._folded_adapters():
+            self._restore_original_weights("unload()")
+        return cast("Any", self.base_model).unload(*args, **kwargs)
+
+    def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+        """Refuses adapters with an offset: PEFT's weighted sums read lora_A and lora_B alone."""
+        for name in adapters:
+            if any(has_offset(layer, name) for layer in lora_layers(self, name).values()):
+                raise OffsetError(
+                    f"add_weighted_adapter would ignore the offset of {name!r}; export the adapters with loraga.export "
+                    "and combine those"
+                )
+        cast("Any", self.base_model).add_weighted_adapter(adapters, *args, **kwargs)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Runs the block on the original base; where it is lost to a folded offset, this is said or undone."""
-        folded = [str(name) for name in self.peft_config if any(is_folded(*pair) for pair in self._pairs(name))]
-        kept = [name for name in folded if name in self._loraga_originals]
-        if folded and not kept:
-            warnings.warn(
-                f"the offset of {', '.join(folded)} is folded into the base weights: disable_adapter() gives the "
-                "changed base, not the original; initialise with keep_original=True or offset='adapter'",
-                stacklevel=3,
-            )
-        with super().disable_adapter(), self._original_weights(kept):
+        folded = bool(self._folded_adapters())
+        if folded and not self._loraga_originals:
+            self._warn_of_changed_base("disable_adapter()")
+        with super().disable_adapter(), self._original_weights():
             yield
 
-    def _pairs(self, adapter_name: str) -> Iterator[tuple[LoraLayer, str]]:
-        """All LoRA layers, those that do not hold the adapter too."""
-        for module in self.modules():
-            if isinstance(module, LoraLayer):
-                yield module, adapter_name
+    def _folded_adapters(self) -> list[str]:
+        return [
+            str(name)
+            for name in self.peft_config
+            if any(is_folded(module, name) for module in self.modules() if isinstance(module, LoraLayer))
+        ]
+
+    def _warn_of_changed_base(self, method: str) -> None:
+        warnings.warn(
+            f"an offset is folded into the base weights: {method} gives the changed base, not the original; initialise "
+            "with keep_original=True or offset='adapter'",
+            stacklevel=4,
+        )
+
+    def _restore_original_weights(self, method: str) -> None:
+        if not self._loraga_originals:
+            self._warn_of_changed_base(method)
+        for weight, original in self._changed_weights():
+            weight.copy_(original)
+        self._loraga_originals.clear()
+
+    def _changed_weights(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each weight that an offset is folded into, with its kept original."""
+        modules = dict(self.get_base_model().named_modules())
+        for name, original in self._loraga_originals.items():
+            yield base_layer(cast("LoraLayer", modules[name])).weight.data, original
 
     @contextmanager
-    def _original_weights(self, adapter_names: list[str]) -> Iterator[None]:
+    def _original_weights(self) -> Iterator[None]:
         changed: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
-            for adapter_name in adapter_names:
-                layers = lora_layers(self, adapter_name)
-                for name, original in self._loraga_originals[adapter_name].items():
-                    weight = base_layer(layers[name]).weight.data
-                    changed.append((weight, weight.clone()))
-                    weight.copy_(original)
+            for weight, original in self._changed_weights():
+                changed.append((weight, weight.clone()))
+                weight.copy_(original)
             yield
         finally:
-            for weight, folded in reversed(changed):
+            for weight, folded in changed:
                 weight.copy_(folded)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles by PEFT's own class, since the subclass is made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
         return (_empty, (type(self).__mro__[2],), *reduced[2:])
+
+
+def _saved_state(layer: LoraLayer, adapter_name: str) -> tuple[tuple[torch.Tensor, ...], Factors | None, bool]:
+    now = trained_factors(layer, adapter_name)
+    start = offset_of(layer, adapter_name) if has_offset(layer, adapter_name) else None
+    if start is not None:
+        start = Factors(A=start.A.clone(), B=start.B.clone())  # a load writes into the buffers
+    return (now.A.clone(), now.B.clone()), start, is_folded(layer, adapter_name)
 
 
 def carry(model: PeftModel) -> OffsetModel:
@@ -275,8 +342,7 @@ def uncarry(model: PeftModel, adapter_name: str) -> None:
     if not isinstance(model, OffsetModel):
         return
     model._loraga_reports.pop(adapter_name, None)
-    model._loraga_originals.pop(adapter_name, None)
-    carried = any(has_offset(*pair) for name in model.peft_config for pair in model._pairs(name))
+    carried = any(has_offset(layer, name) for name in model.peft_config for layer in lora_layers(model, name).values())
     if not carried and not model._loraga_reports:
         del model._loraga_reports, model._loraga_originals
         model.__class__ = type(model).__mro__[2]

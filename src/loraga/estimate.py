@@ -133,6 +133,7 @@ class _Sums:
         self._seed = seed
         self._single = single
         self._shapes = {name: layer_shape(layer) for name, layer in layers.items()}
+        self._devices = {name: input_device(layer) for name, layer in layers.items()}
         self._accumulators: dict[str, Accumulator] = {}
         self._finished: dict[str, LowRankGradient] = {}
         self._calls_seen: dict[str, int] = {}
@@ -148,7 +149,8 @@ class _Sums:
         if layer not in self._accumulators:
             self._accumulators[layer] = self._accumulator(layer)
         try:
-            self._accumulators[layer].add(inputs, output_gradients, self._weight)
+            with torch.autocast(inputs.device.type, enabled=False):  # backward runs under the caller's autocast
+                self._accumulators[layer].add(inputs, output_gradients, self._weight)
         except GradientError as error:
             raise GradientError(
                 f"layer {layer}, batch {self._batch}: {error}; look for a bad row, or estimate in float32"
@@ -156,7 +158,7 @@ class _Sums:
         self._calls_seen[layer] = self._calls_seen.get(layer, 0) + 1
         # Algorithm 1: with one micro-batch a layer is complete after the last of its calls, and its matrix is freed
         if self._estimator == "exact" and self._single and self._calls_seen[layer] == self._counter.calls(layer):
-            self._finished[layer] = self._accumulators.pop(layer).finish(self._weight)
+            self._finish(layer, self._weight)
 
     def _accumulator(self, layer: str) -> Accumulator:
         columns = min(self._columns, *self._shapes[layer])
@@ -168,6 +170,10 @@ class _Sums:
 
     def finish(self, loss_terms: float) -> dict[str, LowRankGradient]:
         for layer in list(self._accumulators):
-            accumulator = self._accumulators.pop(layer)
-            self._finished[layer] = accumulator.finish(loss_terms)
+            self._finish(layer, loss_terms)
         return {layer: self._finished[layer] for layer in self._shapes if layer in self._finished}
+
+    def _finish(self, layer: str, loss_terms: float) -> None:
+        accumulator = self._accumulators.pop(layer)
+        with torch.autocast(self._devices[layer].type, enabled=False):
+            self._finished[layer] = accumulator.finish(loss_terms)

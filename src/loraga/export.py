@@ -15,15 +15,15 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .adapter import COMPANIONS, RECIPE_NAME, adapter_layout, carry, own_config, read_recipe
+from .adapter import COMPANIONS, RECIPE_NAME, REPORT_NAME, adapter_layout, carry, own_config, read_recipe
 from .errors import AdapterError, SaveError
 from .files import staged_directory
 from .gradient import LowRankGradient, factor_product
 from .layers import active_adapter, base_layer, lora_layers
-from .layout import LayerLayout, plain_config, weight_key
+from .layout import LayerLayout, bias_key, plain_config, weight_key
 from .offset import has_offset, offset_of, trained_factors
 from .scheme import Factors
-from .weights import is_quantized
+from .weights import is_quantized, tied_layers
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraga")
 
 MERGED, ADAPTER = "merged", "adapter"
+ADAPTER_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECIPE_NAME, REPORT_NAME)
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,9 @@ def _export_compressed(
             dtype = state[weight_key(layer, "A")].dtype
             state[weight_key(layer, "A")] = (root[:, None] * change.Vh).to("cpu", dtype).contiguous()
             state[weight_key(layer, "B")] = (change.U * root).to("cpu", dtype).contiguous()
+            bias = bias_key(layer)
+            if bias in state:  # PEFT multiplies it by the scaling too, which becomes 1
+                state[bias] = state[bias] * layers[layer].scaling[name]
         layout = {layer: LayerLayout(rank=change.columns, scaling=1.0, offset=False) for layer, change in kept.items()}
         save_file(state, weights, metadata={"format": "pt"})
         config.write_text(json.dumps(plain_config(json.loads(config.read_text()), layout), indent=2, sort_keys=True))
@@ -201,12 +205,17 @@ def _export_merged(model: PeftModel, name: str, layers: dict[str, LoraLayer], di
                 f"layer {layer}: its base weight is quantised, so merging would round the adapter away; export the "
                 "adapter, load it onto the unquantised base with peft, and merge there"
             )
+    for layer in tied_layers(model, layers):
+        raise SaveError(
+            f"layer {layer}: its weight is tied to another module's, which merging would change too; export the "
+            "adapter, or untie the weights first"
+        )
     merged = copy.deepcopy(model).merge_and_unload(adapter_names=[name])
     if not hasattr(merged, "save_pretrained"):
         raise SaveError(
             f"{type(merged).__name__} has no save_pretrained; save the result of merge_and_unload() yourself"
         )
-    with staged_directory(directory) as staging:
+    with staged_directory(directory, {"config.json": ADAPTER_FILES}) as staging:
         merged.save_pretrained(str(staging))
     return Exported(str(directory), MERGED, {}, {}, 0.0)
 

@@ -199,7 +199,7 @@ def factor_sum(
     d_out, d_in = products[0].left.shape[0], products[0].right.shape[1]
     width = min(columns, d_out, d_in)
     device = products[0].left.device
-    directions = torch.randn(d_in, width, generator=generator).to(device)
+    directions = torch.randn(d_in, width, generator=generator, dtype=torch.float32).to(device)
     basis = _orthonormal(times(products, directions))  # (d_out, width)
     for _ in range(iterations):
         basis = _orthonormal(times(products, _orthonormal(times_transposed(products, basis))))

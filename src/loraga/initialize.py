@@ -7,7 +7,6 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,6 +16,7 @@ from .adapter import carry, uncarry
 from .errors import AdapterError, GradientError, OffsetError, ScalingError
 from .estimate import Estimator, estimate_gradients
 from .layers import active_adapter, adapters_disabled, base_layer, lora_layers, only_adapter
+from .loss import take_batches
 from .offset import attach_offset, detach_offset, trained_factors
 from .outputs import are_equal, model_outputs, relative_change
 from .passes import gradient_pass, same_random_states
@@ -132,7 +132,7 @@ def initialize(
     if check and offset == "none" and batches is None:
         raise OffsetError("offset='none' must look at how far the outputs move: pass batches, or check=False")
     with same_random_states():
-        taken = None if batches is None else list(islice(batches, num_batches))
+        taken = None if batches is None else take_batches(batches, num_batches)
     source = "given"
     if gradients is None:
         source, gradients = estimator, {}
@@ -237,12 +237,17 @@ def _write_and_check(
         return None, _write(model, layers, name, starts, plan)
     with gradient_pass(model):
         with adapters_disabled(model):
-            before = model_outputs(model, batches[0], plan.loss)
+            before = _outputs(model, batches[0], plan)
         rounding = _write(model, layers, name, starts, plan)
         with only_adapter(model, name):
-            after = model_outputs(model, batches[0], plan.loss)
+            after = _outputs(model, batches[0], plan)
     _require_kept(before, after, plan)
     return relative_change(before, after), rounding
+
+
+def _outputs(model: PeftModel, batch: Batch, plan: _Plan) -> list[Tensor]:
+    with same_random_states():  # a loss may draw random numbers, the same ones before and after
+        return model_outputs(model, batch, plan.loss)
 
 
 def _write(
@@ -268,7 +273,7 @@ def _write(
                 rounding[layer] = fold_offset(module, written, start.eta)
             attach_offset(module, name, written, folded=plan.offset == "weights")
     if originals:
-        carry(model)._loraga_originals[name] = originals
+        carry(model)._loraga_originals.update(originals)
     return rounding
 
 

@@ -132,9 +132,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    switches: list[Any] = [
-        module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-    ]
+    switches = _switches(model)
     before = [module._disable_adapters for module in switches]
     try:
         for module in switches:
@@ -156,15 +154,26 @@ def only_adapter(model: PeftModel, adapter_name: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    switches: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    switches = _switches(model)
     before = [(module._active_adapter, module._disable_adapters) for module in switches]
     try:
         for module in switches:
-            module._active_adapter, module._disable_adapters = [adapter_name], False
+            module._active_adapter, module._disable_adapters = _active(module, adapter_name), False
         yield
     finally:
         for module, (active, disabled) in zip(switches, before, strict=True):
             module._active_adapter, module._disable_adapters = active, disabled
+
+
+def _switches(model: nn.Module) -> list[Any]:
+    """The modules by which adapters are switched: PEFT's layers, and its wrappers of fully trained modules."""
+    return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def _active(module: Any, adapter_name: str) -> list[str]:
+    """A wrapper without this adapter runs the original module, which it does where none is active."""
+    is_wrapper = isinstance(module, AuxiliaryTrainingWrapper)
+    return [] if is_wrapper and adapter_name not in module._adapters else [adapter_name]
 
 
 def _is_excluded(model: nn.Module, name: str, module: nn.Module) -> bool:

@@ -94,6 +94,11 @@ def weight_key(layer: str, factor: str) -> str:
     return f"{PEFT_PREFIX}{layer}.lora_{factor}.weight"
 
 
+def bias_key(layer: str) -> str:
+    """Key of the bias that `LoraConfig(lora_bias=True)` adds after B."""
+    return f"{PEFT_PREFIX}{layer}.lora_B.bias"
+
+
 def offset_key(layer: str, factor: str) -> str:
     """Key of an offset's factor in the model's own adapter state."""
     return f"{PEFT_PREFIX}{layer}.lora_offset_{factor}"

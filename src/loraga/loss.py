@@ -52,24 +52,41 @@ def collect_micro_batches(
     Raises:
         BatchError: if there is no batch, or one has no labels, only masked labels, or a weight that is not positive.
     """
+    return [
+        MicroBatch(inputs, _counted_terms(model, inputs, index, loss, weight))
+        for index, inputs in enumerate(take_batches(batches, num_batches))
+    ]
+
+
+def take_batches(batches: Iterable[Batch], num_batches: int | None) -> list[Batch]:
+    """Takes the first batches of an iterable.
+
+    Args:
+        batches: dicts of tensors.
+        num_batches: how many to take at most; None takes all.
+
+    Returns:
+        At least one batch.
+
+    Raises:
+        BatchError: if there is none, or what comes is no dict.
+    """
     if isinstance(batches, Mapping):
         raise BatchError("batches is one batch, not an iterable of batches; pass [batch]")
     if num_batches is not None and num_batches < 1:
         raise BatchError(f"num_batches is {num_batches}; at least one micro-batch is needed")
-    micro_batches = [
-        MicroBatch(inputs, _counted_terms(model, inputs, index, loss, weight))
-        for index, inputs in enumerate(islice(batches, num_batches))
-    ]
-    if not micro_batches:
+    taken = list(islice(batches, num_batches))
+    if not taken:
         raise BatchError("batches is empty; pass at least one dict of tensors with labels")
-    return micro_batches
+    for index, inputs in enumerate(taken):
+        if not isinstance(inputs, Mapping):
+            raise BatchError(f"batch {index} is a {type(inputs).__name__}, not a dict of tensors")
+    return taken
 
 
 def _counted_terms(
     model: nn.Module, inputs: Batch, index: int, loss: LossFunction | None, weight: WeightFunction | None
 ) -> float:
-    if not isinstance(inputs, Mapping):
-        raise BatchError(f"batch {index} is a {type(inputs).__name__}, not a dict of tensors")
     terms = float(weight(inputs)) if weight is not None else loss_terms(model, inputs, index, loss)
     if not 0 < terms < float("inf"):
         raise BatchError(
@@ -159,11 +176,13 @@ def _own_loss(model: nn.Module, inputs: Batch, index: int) -> Any:
 
 
 def move_to(value: Any, device: torch.device) -> Any:
-    """Copies the tensors of a batch to a device; containers keep their kind."""
+    """Copies the tensors of a batch to a device; mappings become dicts, lists and tuples keep their kind."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: move_to(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(move_to(item, device) for item in value))
     if isinstance(value, (list, tuple)):
         return type(value)(move_to(item, device) for item in value)
     return value

@@ -103,7 +103,7 @@ def has_offset(layer: LoraLayer, adapter_name: str) -> bool:
 
 def is_folded(layer: LoraLayer, adapter_name: str) -> bool:
     """Whether the start is subtracted from the base weight itself."""
-    return has_offset(layer, adapter_name) and adapter_name not in layer.lora_variant
+    return has_offset(layer, adapter_name) and not isinstance(layer.lora_variant.get(adapter_name), OffsetVariant)
 
 
 def offset_of(layer: LoraLayer, adapter_name: str) -> Factors:
@@ -155,8 +155,9 @@ def _changed(layer: LoraLayer, adapter_name: str, weight: Tensor, sign: int) -> 
 
 
 def product(factors: Factors) -> Tensor:
-    """B A in float32, (d_out, d_in)."""
-    return factors.B.float() @ factors.A.float()
+    """B A in float32, whatever the caller's autocast says, (d_out, d_in)."""
+    with torch.autocast(factors.A.device.type, enabled=False):
+        return factors.B.float() @ factors.A.float()
 
 
 def add_to_weight(layer: LoraLayer, weight: Tensor, change: Tensor) -> Tensor:

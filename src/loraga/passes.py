@@ -82,27 +82,29 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
     of their own on the same flag; bitsandbytes repacks a 4-bit weight for inference where it does not train.
     """
     modes = [(module, module.training) for module in model.modules()]
-    rates: list[tuple[nn.Module, str, float]] = []
+    rates: list[tuple[Any, str, float]] = []
     try:
         model.eval()
         for module, _ in modes:
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
-                rates += [(module, name, rate) for name, rate in vars(module).items() if _is_dropout_rate(name, rate)]
+                for holder in (module, getattr(module, "config", None)):  # Falcon's layers read their config's
+                    rates += _dropout_rates(holder)
             elif type(module).__module__.startswith("bitsandbytes"):
                 module.training = True
-        for module, name, _ in rates:
-            setattr(module, name, 0.0)
+        for holder, name, _ in rates:
+            setattr(holder, name, 0.0)
         yield
     finally:
         for module, training in modes:
             module.training = training
-        for module, name, rate in rates:
-            setattr(module, name, rate)
+        for holder, name, rate in reversed(rates):
+            setattr(holder, name, rate)
 
 
-def _is_dropout_rate(name: str, value: Any) -> bool:
-    return isinstance(value, float) and "drop" in name
+def _dropout_rates(holder: Any) -> list[tuple[Any, str, float]]:
+    values = vars(holder).items() if holder is not None else ()
+    return [(holder, name, value) for name, value in values if isinstance(value, float) and "drop" in name]
 
 
 @contextmanager

@@ -92,9 +92,9 @@ def _singular_vectors(gradient: LowRankGradient, setting: Setting, scale: float)
     require_columns(gradient, rank)
     d_out, d_in = gradient.shape
     rows, columns = min(rank, directions), max(0, min(rank, directions - rank))
-    B = torch.zeros(d_out, rank, device=gradient.U.device)
+    B = torch.zeros(d_out, rank, dtype=torch.float32, device=gradient.U.device)
     B[:, :columns] = scale * gradient.U[:, rank : rank + columns]
-    A = torch.empty(rank, d_in)
+    A = torch.empty(rank, d_in, dtype=torch.float32)
     A.uniform_(-1 / math.sqrt(d_in), 1 / math.sqrt(d_in), generator=setting.generator)  # PEFT's Kaiming start
     A = A.to(gradient.Vh.device)
     A[:rows] = scale * gradient.Vh[:rows]
@@ -112,8 +112,8 @@ def gaussian(gradient: LowRankGradient, setting: Setting) -> Factors:
         A (rank, d_in) and B (d_out, rank).
     """
     d_out, d_in = gradient.shape
-    A = torch.randn(setting.rank, d_in, generator=setting.generator) / math.sqrt(d_out)
-    B = torch.randn(d_out, setting.rank, generator=setting.generator) / math.sqrt(d_in)
+    A = torch.randn(setting.rank, d_in, generator=setting.generator, dtype=torch.float32) / math.sqrt(d_out)
+    B = torch.randn(d_out, setting.rank, generator=setting.generator, dtype=torch.float32) / math.sqrt(d_in)
     return Factors(A=A.to(gradient.U.device), B=B.to(gradient.U.device))
 
 

@@ -65,12 +65,20 @@ def require_foldable(
     Raises:
         OffsetError: for a quantised or tied weight, for lora_dropout, or for a half-precision weight.
     """
-    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    if len(model.peft_config) > 1:
+        others = ", ".join(str(name) for name in model.peft_config if name != adapter_name)
+        raise OffsetError(
+            f"offset='weights' changes the base under the model's other adapters ({others}); use offset='adapter'"
+        )
+    tied = tied_layers(model, layers)
     for name, layer in layers.items():
         base = base_layer(layer)
         if is_quantized(base):
             raise OffsetError(f"layer {name}: offset='weights' cannot change a quantised weight; use offset='adapter'")
-        if owners[id(base.weight)] > 1:
+        if adapter_name in layer.lora_variant:
+            kind = type(layer.lora_variant[adapter_name]).__name__
+            raise OffsetError(f"layer {name}: {kind} is in use; offset='weights' knows plain LoRA only")
+        if name in tied:
             raise OffsetError(f"layer {name}: its weight is tied to another layer's; use offset='adapter'")
         if getattr(layer.lora_dropout[adapter_name], "p", 0.0) > 0:
             raise OffsetError(
@@ -82,6 +90,12 @@ def require_foldable(
                 f"layer {name}: its weight is {base.weight.dtype}, which rounds part of the offset away; use "
                 "offset='adapter', or pass allow_rounding=True and read the rounding in the report"
             )
+
+
+def tied_layers(model: PeftModel, layers: Mapping[str, LoraLayer]) -> set[str]:
+    """Names of the layers whose weight is also that of another module, the embeddings for example."""
+    owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    return {name for name, layer in layers.items() if owners[id(base_layer(layer).weight)] > 1}
 
 
 def fold_offset(layer: LoraLayer, start: Factors, eta: float) -> float:

@@ -187,7 +187,7 @@ def test_a_deleted_adapter_leaves_nothing_and_its_name_can_be_used_again():
 @pytest.mark.parametrize("combination", ["linear", "cat", "svd"])
 def test_weighted_sums_of_adapters_are_refused(combination):
     model = started()
-    with pytest.raises(loraga.OffsetError, match="would ignore the offsets"):
+    with pytest.raises(loraga.OffsetError, match="would ignore the offset of"):
         model.add_weighted_adapter(["default"], [1.0], "sum", combination_type=combination)
 
 
