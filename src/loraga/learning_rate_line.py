@@ -69,15 +69,10 @@ def walk(evaluate: Callable[[float], Losses], before: Losses, start: float, limi
     while len(measured) < limit and not all(first_valley(curve, loss).risen for curve, loss in curves()):
         rate = measured[-1][0] * 2
         measured.append((rate, evaluate(rate)))
-    while len(measured) < limit and any(_begins_too_high(curve, loss) for curve, loss in curves()):
+    while len(measured) < limit and any(first_valley(curve, loss).index in (None, 0) for curve, loss in curves()):
         rate = measured[0][0] / 2
         measured.insert(0, (rate, evaluate(rate)))
     return measured
-
-
-def _begins_too_high(curve: Sequence[float], before: float) -> bool:
-    # above the loss at rate 0, the smallest rate is already beyond a valley that was not seen
-    return first_valley(curve, before).index in (None, 0) or not curve[0] <= before + NOISE * abs(before)
 
 
 def refined_minimum(rates: Sequence[float], losses: Sequence[float], index: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from .errors import LoragaError
@@ -10,7 +9,7 @@ from .errors import LoragaError
 if TYPE_CHECKING:
     from os import PathLike
 
-    from .learning_rate import Curve, SuggestedRate
+    from .learning_rate import SuggestedRate
 
 COLOUR, FAINT, ACCENT = "#1f4e79", "#9db7d1", "#c0392b"
 
@@ -35,13 +34,13 @@ def plot_rate(rate: SuggestedRate, path: str | PathLike[str]) -> None:
     axes.axvspan(max(rate.low, smallest), rate.high, color=ACCENT, alpha=0.12, lw=0, label="first minima of the halves")
     for half, style in zip(rate.halves, ("--", ":"), strict=True):
         axes.plot(
-            *_finite(half),
+            *zip(*half, strict=True),
             style,
             color=FAINT,
             lw=1.2,
             label="one half" if style == "--" else "the other half",
         )
-    axes.plot(*_finite(rate.curve), "o-", color=COLOUR, ms=4, label="mean of both")
+    axes.plot(*zip(*rate.curve, strict=True), "o-", color=COLOUR, ms=4, label="mean of both")
     axes.axhline(rate.loss_before, color="0.6", lw=0.8)
     axes.annotate(
         "before",
@@ -57,8 +56,3 @@ def plot_rate(rate: SuggestedRate, path: str | PathLike[str]) -> None:
     axes.set_ylim(rate.loss_at_value - 0.15 * fall, rate.loss_before + 0.35 * fall)
     figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=150)
-
-
-def _finite(curve: Curve) -> tuple[list[float], list[float]]:
-    kept = [(rate, loss) for rate, loss in curve if math.isfinite(loss)]
-    return [rate for rate, _ in kept], [loss for _, loss in kept]

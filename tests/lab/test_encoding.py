@@ -41,6 +41,13 @@ def test_labels_name_the_answers_only(tokenizer):
     ]
 
 
+def test_no_column_is_wasted_on_padding_and_no_logits_on_prompts(tokenizer):
+    (batch,) = batches(tokenizer, ITEMS, size=3)
+
+    assert batch["attention_mask"].any(dim=0).all()
+    assert batch["logits_to_keep"] == batch["labels"].shape[1] == len("four") + 2
+
+
 def test_prompts_for_generation_end_in_the_last_column(tokenizer):
     batch = prompts_only([encode(tokenizer, item) for item in ITEMS], tokenizer.pad_token_id)
 
