@@ -1,6 +1,7 @@
 """LoRA-GA (arXiv 2407.05000): LoRA adapters that start along the full fine-tuning gradient."""
 
 from ._version import __version__
+from .checkpoint import newest_complete_checkpoint
 from .errors import (
     AdapterError,
     BatchError,
@@ -40,6 +41,7 @@ __all__ = [
     "initialize",
     "load",
     "load_gradients",
+    "newest_complete_checkpoint",
     "save_gradients",
     "suggest_learning_rate",
 ]
