@@ -156,11 +156,6 @@ def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path):
         loraga.export(model, tmp_path, adapter_name="other")
     with pytest.raises(SaveError, match=r"holds no adapter_config.json"):
         loraga.load(models.build("Llama"), tmp_path / "nothing")
-    loraga.export(model, tmp_path / "a")
-    recipe = tmp_path / "a" / "loraga.json"
-    recipe.write_text(recipe.read_text()[:-20])
-    with pytest.raises(SaveError, match=r"loraga.json is damaged"):
-        loraga.load(models.build("Llama"), tmp_path / "a")
     dora = models.with_lora(models.build("Llama"), use_dora=True)
     with pytest.raises(AdapterError, match="only plain LoRA on a linear layer can be compressed"):
         loraga.export(dora, tmp_path / "b", rank=1)

@@ -23,11 +23,20 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 
-from ._version import __version__
+from .adapter_directory import (
+    COMPANIONS,
+    RECIPE_NAME,
+    REPORT_NAME,
+    adapter_layout,
+    own_config,
+    read_recipe,
+    split_recipe,
+    write_plain_lora,
+)
 from .errors import OffsetError, SaveError
 from .files import staged_directory
 from .layers import base_layer, lora_layers
-from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, join, offset_key, plain_config, split
+from .layout import SplitRecipe, join, offset_key, split
 from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
 from .scheme import Factors
 
@@ -36,10 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .report import Report
-
-RECIPE_NAME = "loraga.json"
-REPORT_NAME = "loraga_report.json"
-COMPANIONS = {CONFIG_NAME: (RECIPE_NAME, REPORT_NAME)}
 
 logger = logging.getLogger("loraga")
 
@@ -98,9 +103,7 @@ class OffsetModel(PeftModel):
         layers = adapter_layout(self, adapter_name)
         if not any(layer.offset for layer in layers.values()):
             return
-        weights, config = directory / SAFETENSORS_WEIGHTS_NAME, directory / CONFIG_NAME
-        save_file(join(load_file(weights), layers), weights, metadata={"format": "pt"})
-        config.write_text(json.dumps(plain_config(json.loads(config.read_text()), layers), indent=2, sort_keys=True))
+        write_plain_lora(directory, join(load_file(directory / SAFETENSORS_WEIGHTS_NAME), layers), layers)
         recipe = split_recipe(self, adapter_name)
         (directory / RECIPE_NAME).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True))
         logger.info(
@@ -360,81 +363,3 @@ def _subclass(peft_class: type[PeftModel]) -> type[OffsetModel]:
 
 def _empty(peft_class: type[PeftModel]) -> OffsetModel:
     return _subclass(peft_class).__new__(_subclass(peft_class))
-
-
-def adapter_layout(model: PeftModel, adapter_name: str) -> dict[str, LayerLayout]:
-    """Rank, scaling and offset of each layer of an adapter.
-
-    Args:
-        model: the model.
-        adapter_name: the adapter.
-
-    Returns:
-        {layer: layout}.
-    """
-    return {
-        name: LayerLayout(
-            rank=layer.r[adapter_name],
-            scaling=layer.scaling[adapter_name],
-            offset=has_offset(layer, adapter_name),
-        )
-        for name, layer in lora_layers(model, adapter_name).items()
-    }
-
-
-def split_recipe(model: PeftModel, adapter_name: str) -> SplitRecipe:
-    """What must be known to take the saved adapter apart again.
-
-    Args:
-        model: the model.
-        adapter_name: the adapter.
-
-    Returns:
-        The content of `loraga.json`.
-    """
-    config = model.peft_config[adapter_name]
-    layers = lora_layers(model, adapter_name)
-    return SplitRecipe(
-        config={key: getattr(config, key) for key in CONFIG_KEYS},
-        ranks={name: layer.r[adapter_name] for name, layer in layers.items() if has_offset(layer, adapter_name)},
-        folded=any(is_folded(layer, adapter_name) for layer in layers.values()),
-        version=__version__,
-    )
-
-
-def read_recipe(directory: Path) -> SplitRecipe | None:
-    """Reads a directory's `loraga.json`.
-
-    Args:
-        directory: a saved adapter.
-
-    Returns:
-        The recipe, or None where there is none: the directory is a plain LoRA as it stands.
-
-    Raises:
-        SaveError: if the file is damaged.
-    """
-    path = directory / RECIPE_NAME
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise SaveError(f"{path} is damaged: {error}") from error
-    return SplitRecipe.from_dict(data, str(path))
-
-
-def own_config(directory: Path, recipe: SplitRecipe) -> LoraConfig:
-    """The adapter's own config, with which it was trained.
-
-    Args:
-        directory: a saved adapter.
-        recipe: its `loraga.json`.
-
-    Returns:
-        A LoraConfig of rank r.
-    """
-    config = LoraConfig.from_pretrained(str(directory))
-    for key, value in recipe.config.items():
-        setattr(config, key, value)
-    return config

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from .adapter import RECIPE_NAME
+from .adapter_directory import RECIPE_NAME
 
 if TYPE_CHECKING:
     import os

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,15 +11,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from .adapter import COMPANIONS, RECIPE_NAME, REPORT_NAME, adapter_layout, carry, own_config, read_recipe
+from .adapter import carry
+from .adapter_directory import (
+    COMPANIONS,
+    RECIPE_NAME,
+    REPORT_NAME,
+    adapter_layout,
+    own_config,
+    read_recipe,
+    write_plain_lora,
+)
 from .errors import AdapterError, SaveError
 from .files import staged_directory
 from .gradient import LowRankGradient, factor_product
 from .layers import active_adapter, base_layer, lora_layers
-from .layout import LayerLayout, bias_key, plain_config, weight_key
+from .layout import LayerLayout, bias_key, weight_key
 from .offset import has_offset, offset_of, trained_factors
 from .scheme import Factors
 from .weights import is_quantized, tied_layers
@@ -168,8 +176,7 @@ def _export_compressed(
         model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
         _unpack(staging, name)
         (staging / RECIPE_NAME).unlink(missing_ok=True)  # what is left is trained factors only
-        weights, config = staging / SAFETENSORS_WEIGHTS_NAME, staging / CONFIG_NAME
-        state = load_file(weights)
+        state = load_file(staging / SAFETENSORS_WEIGHTS_NAME)
         for layer, change in kept.items():
             root = change.S.sqrt()
             dtype = state[weight_key(layer, "A")].dtype
@@ -179,8 +186,7 @@ def _export_compressed(
             if bias in state:  # PEFT multiplies it by the scaling too, which becomes 1
                 state[bias] = state[bias] * layers[layer].scaling[name]
         layout = {layer: LayerLayout(rank=change.columns, scaling=1.0, offset=False) for layer, change in kept.items()}
-        save_file(state, weights, metadata={"format": "pt"})
-        config.write_text(json.dumps(plain_config(json.loads(config.read_text()), layout), indent=2, sort_keys=True))
+        write_plain_lora(staging, state, layout)
     errors = {layer: change.tail / change.norm if change.norm else 0.0 for layer, change in kept.items()}
     lost = sum(change.tail**2 for change in kept.values()) ** 0.5
     total = sum(change.norm**2 for change in kept.values()) ** 0.5

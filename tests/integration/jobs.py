@@ -83,7 +83,7 @@ def die_while_writing(file_name: str, step: int) -> None:
     import transformers.trainer
     import transformers.trainer_callback
 
-    import loraga.adapter
+    import loraga.adapter_directory
 
     def dying(write_file, position):
         def wrapped(*args, **kwargs):
@@ -95,7 +95,7 @@ def die_while_writing(file_name: str, step: int) -> None:
 
         return wrapped
 
-    loraga.adapter.save_file = dying(loraga.adapter.save_file, 1)
+    loraga.adapter_directory.save_file = dying(loraga.adapter_directory.save_file, 1)
     torch.save = dying(torch.save, 1)
     state = transformers.trainer_callback.TrainerState
     state.save_to_json = dying(state.save_to_json, 1)

@@ -1,0 +1,125 @@
+"""A saved adapter's directory: the names of its files, what is written into them, and what is read back.
+
+    adapter_config.json, adapter_model.safetensors   a plain LoRA, as PEFT writes and reads it
+    loraga.json                                      how to take it apart again; only where it holds an offset
+    loraga_report.json                               what the initialisation did
+
+Other files in the directory, a model card for instance, are not ours.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from peft import LoraConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+
+from ._version import __version__
+from .errors import SaveError
+from .layers import lora_layers
+from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, plain_config
+from .offset import has_offset, is_folded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from peft import PeftModel
+    from torch import Tensor
+
+RECIPE_NAME = "loraga.json"
+REPORT_NAME = "loraga_report.json"
+COMPANIONS = {CONFIG_NAME: (RECIPE_NAME, REPORT_NAME)}  # what speaks of an adapter, and goes with it
+
+
+def adapter_layout(model: PeftModel, adapter_name: str) -> dict[str, LayerLayout]:
+    """Rank, scaling and offset of each layer of an adapter.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+
+    Returns:
+        {layer: layout}.
+    """
+    return {
+        name: LayerLayout(
+            rank=layer.r[adapter_name],
+            scaling=layer.scaling[adapter_name],
+            offset=has_offset(layer, adapter_name),
+        )
+        for name, layer in lora_layers(model, adapter_name).items()
+    }
+
+
+def split_recipe(model: PeftModel, adapter_name: str) -> SplitRecipe:
+    """What must be known to take the saved adapter apart again.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+
+    Returns:
+        The content of `loraga.json`.
+    """
+    config = model.peft_config[adapter_name]
+    layers = lora_layers(model, adapter_name)
+    return SplitRecipe(
+        config={key: getattr(config, key) for key in CONFIG_KEYS},
+        ranks={name: layer.r[adapter_name] for name, layer in layers.items() if has_offset(layer, adapter_name)},
+        folded=any(is_folded(layer, adapter_name) for layer in layers.values()),
+        version=__version__,
+    )
+
+
+def read_recipe(directory: Path) -> SplitRecipe | None:
+    """Reads a directory's `loraga.json`.
+
+    Args:
+        directory: a saved adapter.
+
+    Returns:
+        The recipe, or None where there is none: the directory is a plain LoRA as it stands.
+
+    Raises:
+        SaveError: if the file is damaged.
+    """
+    path = directory / RECIPE_NAME
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise SaveError(f"{path} is damaged: {error}") from error
+    return SplitRecipe.from_dict(data, str(path))
+
+
+def own_config(directory: Path, recipe: SplitRecipe) -> LoraConfig:
+    """The adapter's own config, with which it was trained.
+
+    Args:
+        directory: a saved adapter.
+        recipe: its `loraga.json`.
+
+    Returns:
+        A LoraConfig of rank r.
+    """
+    config = LoraConfig.from_pretrained(str(directory))
+    for key, value in recipe.config.items():
+        setattr(config, key, value)
+    return config
+
+
+def write_plain_lora(directory: Path, state: Mapping[str, Tensor], layers: Mapping[str, LayerLayout]) -> None:
+    """Replaces what PEFT saved in a directory by a plain LoRA of other ranks; PEFT's other settings stay.
+
+    Args:
+        directory: where PEFT has written its adapter_config.json.
+        state: the tensors.
+        layers: rank and scaling of each layer in them.
+    """
+    save_file(dict(state), directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    config = directory / CONFIG_NAME
+    config.write_text(json.dumps(plain_config(json.loads(config.read_text()), layers), indent=2, sort_keys=True))
