@@ -36,6 +36,8 @@ def test_a_layers_report_is_measured_on_its_weight():
         assert report.offset_norm == pytest.approx(float(start.eta * (B @ A).norm() / weight.norm()), rel=1e-5)
         assert report.coverage == gradients[name].coverage(4)
         assert report.rounding == 0.25
+        assert report.cosine == start.first_step.cosine
+        assert start.first_step is start.first_step  # computed once, for this line and for the total
 
 
 def test_a_rank_beyond_the_gradients_names_the_layer():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,7 @@ class LayerStart:
     gradient: LowRankGradient
     factors: Factors
 
-    @property
+    @cached_property
     def first_step(self) -> FirstStep:
         """The first LoRA step against the gradient."""
         return first_step(self.gradient, self.factors, self.eta)
