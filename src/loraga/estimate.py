@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from .accumulate import Accumulator, FactorAccumulator, MatrixAccumulator, holds_matrix
 from .capture import CallCounter, capture, layer_shape
 from .errors import GradientError
-from .gradient import COLUMNS_PER_RANK, SUBSPACE_ITERATIONS, LowRankGradient, layer_generator
+from .gradient import COLUMNS_PER_RANK, LowRankGradient, layer_generator
 from .layers import adapters_disabled, target_layers
 from .loss import (
     Batch,
@@ -166,7 +166,7 @@ class _Sums:
             return MatrixAccumulator(columns, None if self._single else torch.device("cpu"))
         if holds_matrix(*self._shapes[layer], columns):
             return MatrixAccumulator(columns)
-        return FactorAccumulator(columns, layer_generator(self._seed, layer), SUBSPACE_ITERATIONS)
+        return FactorAccumulator(columns, layer_generator(self._seed, layer))
 
     def finish(self, loss_terms: float) -> dict[str, LowRankGradient]:
         for layer in list(self._accumulators):
