@@ -124,7 +124,6 @@ def initialize(
         loss=loss,
         max_change=max_change,
         allow_rounding=allow_rounding,
-        keep_original=keep_original,
     )
     peft_model = require_peft_model(model)
     name = adapter_name or active_adapter(peft_model)
@@ -150,7 +149,7 @@ def initialize(
                 progress=progress,
             )
     layers, starts, missing = _starts(layers, name, gradients, plan)
-    with _all_or_nothing(peft_model, layers, name, plan):
+    with _all_or_nothing(peft_model, layers, name, plan) as originals:
         change, rounding = _write_and_check(peft_model, layers, name, starts, plan, taken if check else None)
         report = Report(
             scheme=scheme,
@@ -165,7 +164,10 @@ def initialize(
             coverage=total_coverage([start.gradient for start in starts.values()], [s.rank for s in starts.values()]),
             cosine=total_cosine([start.first_step for start in starts.values()]),
         )
-        carry(peft_model)._loraga_reports[name] = report
+        carried = carry(peft_model)
+        carried._loraga_reports[name] = report
+        if keep_original:
+            carried._loraga_originals.update(originals)
     logger.info("adapter %s: %s", name, report.summary())
     return report
 
@@ -183,7 +185,6 @@ class _Plan:
     loss: LossFunction | None
     max_change: float
     allow_rounding: bool
-    keep_original: bool
 
     def __post_init__(self) -> None:
         require_choice("scheme", self.scheme, SCHEMES)
@@ -234,11 +235,11 @@ def _write_and_check(
 ) -> tuple[float | None, dict[str, float]]:
     """Writes the starts; gives the change of the outputs (None if not looked at) and what rounding lost by layer."""
     if not batches:
-        return None, _write(model, layers, name, starts, plan)
+        return None, _write(layers, name, starts, plan)
     with gradient_pass(model):
         with adapters_disabled(model):
             before = _outputs(model, batches[0], plan)
-        rounding = _write(model, layers, name, starts, plan)
+        rounding = _write(layers, name, starts, plan)
         with only_adapter(model, name):
             after = _outputs(model, batches[0], plan)
     _require_kept(before, after, plan)
@@ -251,14 +252,9 @@ def _outputs(model: PeftModel, batch: Batch, plan: _Plan) -> list[Tensor]:
 
 
 def _write(
-    model: PeftModel,
-    layers: Mapping[str, LoraLayer],
-    name: str,
-    starts: Mapping[str, LayerStart],
-    plan: _Plan,
+    layers: Mapping[str, LoraLayer], name: str, starts: Mapping[str, LayerStart], plan: _Plan
 ) -> dict[str, float]:
     rounding = dict.fromkeys(starts, 0.0)
-    originals: dict[str, Tensor] = {}
     with torch.no_grad():
         for layer, start in starts.items():
             module = layers[layer]
@@ -268,12 +264,8 @@ def _write(
             if plan.offset == "none":
                 continue
             if plan.offset == "weights":
-                if plan.keep_original:
-                    originals[layer] = base_layer(module).weight.detach().cpu().clone()
                 rounding[layer] = fold_offset(module, written, start.eta)
             attach_offset(module, name, written, folded=plan.offset == "weights")
-    if originals:
-        carry(model)._loraga_originals.update(originals)
     return rounding
 
 
@@ -301,15 +293,17 @@ def _require_kept(before: list[Tensor], after: list[Tensor], plan: _Plan) -> Non
 
 
 @contextmanager
-def _all_or_nothing(model: PeftModel, layers: Mapping[str, LoraLayer], name: str, plan: _Plan) -> Iterator[None]:
-    """Undoes everything that was written if the block fails or is interrupted."""
+def _all_or_nothing(
+    model: PeftModel, layers: Mapping[str, LoraLayer], name: str, plan: _Plan
+) -> Iterator[dict[str, Tensor]]:
+    """Undoes everything that was written if the block fails; yields the base weights that will change, copied."""
     factors = {layer: trained_factors(module, name) for layer, module in layers.items()}
     before = {layer: (now.A.clone(), now.B.clone()) for layer, now in factors.items()}
     weights: dict[str, Tensor] = {}
     if plan.offset == "weights":
         weights = {layer: base_layer(module).weight.detach().cpu().clone() for layer, module in layers.items()}
     try:
-        yield
+        yield weights
     except BaseException:
         with torch.no_grad():
             for layer, (A, B) in before.items():
