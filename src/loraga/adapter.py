@@ -260,8 +260,7 @@ class OffsetModel(PeftModel):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Runs the block on the original base; where it is lost to a folded offset, this is said or undone."""
-        folded = bool(self._folded_adapters())
-        if folded and not self._loraga_originals:
+        if self._folded_adapters() and not self._loraga_originals:
             self._warn_of_changed_base("disable_adapter()")
         with super().disable_adapter(), self._original_weights():
             yield

@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 PEFT_PREFIX = "base_model.model."
-CLASSIFICATION_HEADS = (
-    "score",
-    "classifier",
-)  # excluded by PEFT's "all-linear" too: they are trained in full
+# excluded by PEFT's "all-linear" too: they are trained in full
+CLASSIFICATION_HEADS = ("score", "classifier")
 
 
 def target_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, nn.Module]:
