@@ -2,7 +2,6 @@ import itertools
 import json
 import logging
 import math
-import sys
 
 import pytest
 import torch
@@ -398,7 +397,7 @@ def test_an_interrupted_write_leaves_the_model_as_it_was(failing, offset, monkey
             raise KeyboardInterrupt("stop")
         attach_offset(*arguments, **settings)
 
-    monkeypatch.setattr(sys.modules["loraga.initialize"], "attach_offset", attach)  # the function has its name
+    monkeypatch.setattr("loraga.initialization.attach_offset", attach)
     model.train()
     before = state_of(model)
     with pytest.raises(KeyboardInterrupt, match="stop"):

@@ -170,7 +170,7 @@ def test_a_directory_that_cannot_be_written_stays_as_it_was(tmp_path):
         import resource, signal, sys
         import loraga
         from tests import models
-        from tests.test_export import trained
+        from tests.test_exporting import trained
         model, _, _ = trained()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
