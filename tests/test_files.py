@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -143,6 +146,91 @@ def test_a_target_given_relative_to_the_working_directory(old, monkeypatch):
             (staging / "adapter_config.json").write_text("new")
     assert content(old)["adapter_config.json"] == content(old)["new/adapter_config.json"] == b"new"
     assert not leftovers(old)
+
+
+@pytest.mark.parametrize("exists", ["full", "empty", "not at all"])
+def test_a_link_stays_a_link_and_the_directory_that_it_names_is_written(old, tmp_path, exists):
+    target = tmp_path / "elsewhere" / "adapter"
+    target.parent.mkdir()
+    if exists == "full":
+        old.rename(target)
+    elif exists == "empty":
+        target.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with staged_directory(link) as staging:
+        assert staging.parent == target.parent  # where moving is one step, whatever file system the link is on
+        (staging / "adapter_config.json").write_text("new")
+    assert link.is_symlink()
+    assert content(target)["adapter_config.json"] == b"new"
+    assert ("mine.txt" in content(target)) == (exists == "full")
+    assert not leftovers(tmp_path)
+    assert not leftovers(target.parent)
+
+
+@pytest.mark.parametrize("target", [".", "absolute"])
+def test_the_empty_working_directory_is_filled_and_stays_the_same_directory(tmp_path, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    with staged_directory(tmp_path if target == "absolute" else target) as staging:
+        (staging / "a.json").write_text("1")
+    assert Path("a.json").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture
+def in_a_closed_directory():
+    """An empty directory whose parent may not be written, also if the tests run as root."""
+    parent = Path(tempfile.mkdtemp())  # root's tmp_path may not be entered by others
+    target, user = parent / "adapter", os.geteuid()
+    target.mkdir()
+    os.chown(target, user or 65534, -1)
+    parent.chmod(0o555)
+    try:
+        os.seteuid(user or 65534)
+        yield target
+    finally:
+        os.seteuid(user)
+        parent.chmod(0o755)
+        shutil.rmtree(parent)
+
+
+def test_a_target_whose_parent_may_not_be_written_is_written_file_by_file(in_a_closed_directory):
+    target = in_a_closed_directory
+    killed = target / f".{target.name}.saving-x"
+    for text in ("first", "second"):
+        killed.mkdir()  # what an earlier process left
+        with staged_directory(target) as staging:
+            assert not killed.exists()
+            assert staging.parent == target
+            for name in ("adapter_model.safetensors", "adapter_config.json"):
+                (staging / name).write_text(text)
+        assert content(target) == dict.fromkeys(["adapter_model.safetensors", "adapter_config.json"], text.encode())
+        assert [path for path in target.iterdir() if path.is_dir()] == []
+    with pytest.raises(SaveError, match=r"fresh could not be written"), staged_directory(target.parent / "fresh"):
+        raise AssertionError("not reached")
+
+
+def test_a_mount_point_is_written(tmp_path):
+    target = tmp_path / "adapter"
+    target.mkdir()
+    mounted = ["unshare", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', target]
+    try:
+        subprocess.run([*mounted, "true"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"file systems cannot be mounted here: {error}")
+    script = """
+before_replacing = lambda path: None
+for _ in range(2):
+    with staged_directory(target) as staging:
+        write_new_files(staging)
+    print(*sorted(name for _, _, names in os.walk(target) for name in names))
+"""
+    done = subprocess.run(
+        [*mounted, sys.executable, "-c", PRELUDE + script, target], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["adapter_config.json adapter_model.safetensors model.safetensors"] * 2
+    assert not leftovers(tmp_path)
 
 
 # ---- a killed process

@@ -25,27 +25,28 @@ def staged_directory(
     """Gives an empty directory to write into, and moves its files to the target when all of them are on the disk.
 
     A target that does not exist, or is empty, appears at once; in one that exists the files are replaced one by one
-    and other files stay.
+    and other files stay. The staging directory lies beside the target; inside it where moving from beside is not
+    possible, and then the files appear one by one.
 
     Args:
-        target: the directory to write.
+        target: the directory to write, or a link to it.
         companions: {file: files that speak of it}; where the file is replaced, companions that were not written anew
             speak of the old one and are removed.
 
     Yields:
-        The staging directory, beside the target.
+        The staging directory.
 
     Raises:
         SaveError: if it cannot be written; the target is then as it was.
     """
-    target = Path(target)
+    target = Path(target).resolve()
     if target.exists() and not target.is_dir():
         raise SaveError(f"{target} is a file, not a directory")
     staging: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
-        staging = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        staging = _make_staging(target)
         staging.chmod(0o755)
         yield staging
         for path in _files(staging):
@@ -56,6 +57,21 @@ def staged_directory(
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _make_staging(target: Path) -> Path:
+    if not (target.is_dir() and _must_stay(target)):
+        try:
+            return Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target.parent))
+        except OSError:  # the parent may be closed to us
+            if not target.is_dir():
+                raise
+    return Path(tempfile.mkdtemp(prefix=_prefix(target), dir=target))
+
+
+def _must_stay(target: Path) -> bool:
+    """A mount point cannot be replaced, and the working directory would be pulled away from under the process."""
+    return target.stat().st_dev != target.parent.stat().st_dev or target.samefile(os.curdir)
 
 
 def _publish(staging: Path, target: Path, companions: Mapping[str, tuple[str, ...]]) -> None:
@@ -93,5 +109,6 @@ def _prefix(target: Path) -> str:
 
 def _remove_leftovers(target: Path) -> None:
     """Removes what a killed process left while it wrote the same target."""
-    for leftover in target.parent.glob(f"{glob.escape(_prefix(target))}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for folder in (target.parent, target):
+        for leftover in folder.glob(f"{glob.escape(_prefix(target))}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
