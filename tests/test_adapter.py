@@ -1,4 +1,5 @@
 import copy
+import itertools
 import json
 import pickle
 
@@ -8,7 +9,7 @@ from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from safetensors.torch import load_file
 
 import loraga
-from loraga import OffsetError, SaveError
+from loraga import AdapterError, OffsetError, SaveError
 from loraga.adapter import OffsetModel, carry
 from loraga.layers import lora_layers
 from tests import models
@@ -184,8 +185,10 @@ def folded(**settings):
 
 def test_a_base_that_is_lost_to_a_folded_offset_is_said_or_restored():
     original = models.logits(models.build("Llama"), models.batches("Llama", 1)[0])
-    for method in ("unload", "delete_adapter"):
+    for method, merged in itertools.product(("unload", "delete_adapter"), (False, True)):
         model, data = folded(keep_original=True)
+        if merged:
+            model.merge_adapter()
         left = getattr(model, method)(*(["default"] if method == "delete_adapter" else [])) or model.base_model.model
         assert torch.equal(models.logits(left, data[0]), original)
         model, _ = folded()
@@ -212,3 +215,70 @@ def test_weighted_sums_of_adapters_without_an_offset_are_pefts():
     loraga.initialize(model, models.batches("Llama"), offset="none", progress=False)
     model.add_weighted_adapter(["default"], [1.0], "sum", combination_type="cat")
     assert "sum" in model.peft_config
+
+
+def content(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("offset", ["adapter", "weights", "none"])
+def test_a_merged_model_saves_the_same_files(tmp_path, offset):
+    data = models.batches("Llama")
+    model = models.with_lora(models.build("Llama"))
+    loraga.initialize(model, data, offset=offset, progress=False)
+    models.train(model, data)
+    model.save_pretrained(tmp_path / "unmerged")
+    loraga.export(model, tmp_path / "compressed", rank=2)
+    model.merge_adapter()
+    model.save_pretrained(tmp_path / "merged")
+    loraga.export(model, tmp_path / "exported")
+    loraga.export(model, tmp_path / "compressed again", rank=2)
+    expected = content(tmp_path / "unmerged")
+    assert len(expected) == (5 if offset != "none" else 4)
+    assert content(tmp_path / "merged") == content(tmp_path / "exported") == expected
+    assert content(tmp_path / "compressed") == content(tmp_path / "compressed again")
+    assert all(layer.merged for layer in lora_layers(model, "default").values())
+
+
+def test_a_merged_base_weight_is_not_saved_as_the_original(tmp_path):
+    """PEFT saves the base weight too of a head or an embedding that the adapter is on."""
+    model, _ = started(target_modules=["q_proj", "lm_head"])
+    with pytest.warns(UserWarning, match="embedding layers found in `target_modules`"):
+        model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "unmerged", save_embedding_layers=False)
+    before = content(tmp_path / "whole")
+    model.merge_adapter()
+    with (
+        pytest.warns(UserWarning, match="embedding layers found in `target_modules`"),
+        pytest.raises(SaveError, match=r"layer lm_head: .*call unmerge_adapter\(\) first, or pass save_embedding_lay"),
+    ):
+        model.save_pretrained(tmp_path / "whole")
+    assert content(tmp_path / "whole") == before
+    model.save_pretrained(tmp_path / "merged", save_embedding_layers=False)
+    assert content(tmp_path / "merged") == content(tmp_path / "unmerged")
+
+
+def test_a_merged_model_on_a_folded_base_gives_the_original_and_stays_merged():
+    model, data = folded(keep_original=True)
+    models.train(model, data)
+    unmerged = models.logits(model, data[0])
+    model.merge_adapter()
+    merged = models.logits(model, data[0])
+    with model.disable_adapter():
+        assert torch.equal(models.logits(model, data[0]), models.logits(models.build("Llama"), data[0]))
+    assert torch.equal(models.logits(model, data[0]), merged)
+    model.unmerge_adapter()
+    assert models.relative_difference(models.logits(model, data[0]), unmerged) < 1e-5
+
+
+def test_loading_over_a_merged_adapter_and_merging_twice_are_refused(tmp_path):
+    model, data = started()
+    model.save_pretrained(tmp_path)
+    models.train(model, data)
+    model.merge_adapter()
+    merged = models.logits(model, data[0])
+    with pytest.raises(AdapterError, match=r"layer model\S+: an adapter is merged into the base weight"):
+        model.load_adapter(tmp_path, "default")
+    with pytest.raises(AdapterError, match=r"layer model\S+: an adapter is merged into the base weight"):
+        loraga.export(model, tmp_path / "whole", merge=True)
+    assert torch.equal(models.logits(model, data[0]), merged)

@@ -308,6 +308,10 @@ def test_models_that_cannot_be_started_are_refused():
     models.train(trained, data)
     with pytest.raises(AdapterError, match=r"layer model\S+: adapter 'default' is trained already"):
         loraga.initialize(trained, data, **QUIET)
+    merged = fresh()
+    merged.merge_adapter()
+    with pytest.raises(AdapterError, match=r"layer model\S+: an adapter is merged into the base weight"):
+        loraga.initialize(merged, data, **QUIET)
     twice = fresh()
     loraga.initialize(twice, data, **QUIET)
     with pytest.raises(AdapterError, match=r"layer model\S+: adapter 'default' is initialised already"):

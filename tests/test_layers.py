@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from loraga import AdapterError
-from loraga.layers import active_adapter, adapters_disabled, lora_layers, only_adapter, target_layers
+from loraga.layers import active_adapter, adapters_disabled, lora_layers, only_adapter, require_unmerged, target_layers
 from tests import models
 
 
@@ -64,8 +64,11 @@ def test_models_without_a_usable_adapter_are_refused():
     with pytest.raises(AdapterError, match="no adapter 'other'; the model has default"):
         lora_layers(model, "other")
     model.merge_adapter()
+    assert len(lora_layers(model, "default")) == 14
     with pytest.raises(AdapterError, match=r"layer model.layers.0.self_attn.q_proj: an adapter is merged"):
-        lora_layers(model, "default")
+        require_unmerged(lora_layers(model, "default"))
+    with pytest.raises(AdapterError, match=r"layer model.layers.0.self_attn.q_proj: an adapter is merged"):
+        target_layers(model)
 
 
 def test_an_injected_adapter_is_refused():

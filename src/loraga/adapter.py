@@ -30,12 +30,13 @@ from .adapter_directory import (
     adapter_layout,
     own_config,
     read_recipe,
+    require_original_weights,
     split_recipe,
     write_plain_lora,
 )
 from .errors import OffsetError, SaveError
 from .files import staged_directory
-from .layers import base_layer, lora_layers
+from .layers import base_layer, lora_layers, require_unmerged
 from .layout import SplitRecipe, join, offset_key, split
 from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
 from .scheme import Factors
@@ -97,6 +98,7 @@ class OffsetModel(PeftModel):
                 self._make_plain(adapter_name, directory)
 
     def _make_plain(self, adapter_name: str, directory: Path) -> None:
+        require_original_weights(directory, lora_layers(self, adapter_name))
         report = self._loraga_reports.get(adapter_name)
         if report is not None:
             (directory / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2))
@@ -119,7 +121,9 @@ class OffsetModel(PeftModel):
         """Loads an adapter, taking apart a directory that holds an offset; see `peft.PeftModel.load_adapter`."""
         directory = Path(model_id)
         recipe = read_recipe(directory)
-        if adapter_name in self.peft_config:  # resuming: PEFT would make half-precision factors float32
+        if adapter_name in self.peft_config:
+            require_unmerged(lora_layers(self, adapter_name))
+            # resuming: PEFT would make half-precision factors float32
             kwargs.setdefault("autocast_adapter_dtype", False)
         with self._as_it_was_on_error(adapter_name):
             if recipe is None:
@@ -282,27 +286,31 @@ class OffsetModel(PeftModel):
     def _restore_original_weights(self, method: str) -> None:
         if not self._loraga_originals:
             self._warn_of_changed_base(method)
-        for weight, original in self._changed_weights():
-            weight.copy_(original)
+        for layer, original in self._changed_layers():
+            base_layer(layer).weight.data.copy_(original)
+            layer.merged_adapters = []
         self._loraga_originals.clear()
 
-    def _changed_weights(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each weight that an offset is folded into, with its kept original."""
+    def _changed_layers(self) -> Iterator[tuple[LoraLayer, torch.Tensor]]:
+        """Each layer with an offset folded into its weight, and the kept original of that."""
         modules = dict(self.get_base_model().named_modules())
         for name, original in self._loraga_originals.items():
-            yield base_layer(cast("LoraLayer", modules[name])).weight.data, original
+            yield cast("LoraLayer", modules[name]), original
 
     @contextmanager
     def _original_weights(self) -> Iterator[None]:
-        changed: list[tuple[torch.Tensor, torch.Tensor]] = []
+        changed: list[tuple[LoraLayer, torch.Tensor, list[str]]] = []
         try:
-            for weight, original in self._changed_weights():
-                changed.append((weight, weight.clone()))
+            for layer, original in self._changed_layers():
+                weight = base_layer(layer).weight.data
+                changed.append((layer, weight.clone(), layer.merged_adapters))
                 weight.copy_(original)
+                layer.merged_adapters = []  # PEFT would take them off the original
             yield
         finally:
-            for weight, folded in changed:
-                weight.copy_(folded)
+            for layer, folded, merged in changed:
+                base_layer(layer).weight.data.copy_(folded)
+                layer.merged_adapters = merged
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickles by PEFT's own class, since the subclass is made at run time."""

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ._version import __version__
 from .errors import SaveError
-from .layers import lora_layers
+from .layers import PEFT_PREFIX, lora_layers
 from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, plain_config
 from .offset import has_offset, is_folded
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from torch import Tensor
 
 RECIPE_NAME = "loraga.json"
@@ -52,6 +54,31 @@ def adapter_layout(model: PeftModel, adapter_name: str) -> dict[str, LayerLayout
         )
         for name, layer in lora_layers(model, adapter_name).items()
     }
+
+
+def require_original_weights(directory: Path, layers: Mapping[str, LoraLayer]) -> None:
+    """Refuses a directory in which PEFT saved, with the adapter, a base weight that the adapter is merged into.
+
+    PEFT saves the base weight of a head or an embedding that the adapter is on.
+
+    Args:
+        directory: what PEFT saved.
+        layers: the adapter's layers.
+
+    Raises:
+        SaveError: if a layer is merged and its base weight is there.
+    """
+    merged = [name for name, layer in layers.items() if layer.merged]
+    if not merged:
+        return
+    with safe_open(directory / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        saved = set(file.keys())
+    for name in merged:
+        if f"{PEFT_PREFIX}{name}.base_layer.weight" in saved:
+            raise SaveError(
+                f"layer {name}: its base weight is saved too, and an adapter is merged into it; call unmerge_adapter() "
+                "first, or pass save_embedding_layers=False"
+            )
 
 
 def split_recipe(model: PeftModel, adapter_name: str) -> SplitRecipe:

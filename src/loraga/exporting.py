@@ -27,7 +27,7 @@ from .adapter_directory import (
 from .errors import AdapterError, SaveError
 from .files import staged_directory
 from .gradient import LowRankGradient, factor_product
-from .layers import active_adapter, base_layer, lora_layers
+from .layers import active_adapter, base_layer, lora_layers, require_unmerged
 from .layout import LayerLayout, bias_key, weight_key
 from .offset import has_offset, offset_of, trained_factors
 from .scheme import Factors
@@ -103,7 +103,7 @@ def export(
         What was written, and what compressing cost.
 
     Raises:
-        AdapterError: if the model has no such adapter, or one that cannot be compressed.
+        AdapterError: if the model has no such adapter, one that cannot be compressed, or one merged already.
         SaveError: if the directory cannot be written, or a quantised base cannot be merged.
     """
     if not isinstance(model, PeftModel):
@@ -205,6 +205,7 @@ def _change(layer: str, module: LoraLayer, name: str) -> LowRankGradient:
 
 
 def _export_merged(model: PeftModel, name: str, layers: dict[str, LoraLayer], directory: Path) -> Exported:
+    require_unmerged(layers)
     for layer, module in layers.items():
         if is_quantized(base_layer(module)):
             raise SaveError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .adapter import carry, uncarry
 from .errors import AdapterError, GradientError, OffsetError, ScalingError
 from .estimate import Estimator, estimate_gradients
-from .layers import active_adapter, adapters_disabled, base_layer, lora_layers, only_adapter
+from .layers import active_adapter, adapters_disabled, base_layer, lora_layers, only_adapter, require_unmerged
 from .loss import take_batches
 from .offset import attach_offset, detach_offset, trained_factors
 from .outputs import are_equal, model_outputs, relative_change
@@ -198,6 +198,7 @@ class _Plan:
 def _startable_layers(model: PeftModel, name: str, plan: _Plan) -> tuple[dict[str, LoraLayer], dict[str, str]]:
     """The adapter's layers that can be started, and why the others cannot."""
     layers = lora_layers(model, name)
+    require_unmerged(layers)
     require_untrained(layers, name)
     reasons = unsupported_layers(layers, name, carries_offset=plan.offset == "adapter")
     stop_or_warn(reasons, plan.on_missing, AdapterError)

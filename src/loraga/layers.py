@@ -14,7 +14,7 @@ from .capture import is_linear
 from .errors import AdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -39,6 +39,7 @@ def target_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str
     """
     if isinstance(model, PeftModel):
         wrapped = lora_layers(model, adapter_name or active_adapter(model))
+        require_unmerged(wrapped)
         layers = {name: base_layer(layer) for name, layer in wrapped.items()}
     else:
         require_not_injected(model)
@@ -60,7 +61,7 @@ def lora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
         {name in the base model: PEFT's layer}, in the model's order.
 
     Raises:
-        AdapterError: if there is no such LoRA adapter, or it is merged into the base weights.
+        AdapterError: if there is no such LoRA adapter.
     """
     if adapter_name not in model.peft_config:
         raise AdapterError(f"there is no adapter {adapter_name!r}; the model has {', '.join(model.peft_config)}")
@@ -72,10 +73,21 @@ def lora_layers(model: PeftModel, adapter_name: str) -> dict[str, LoraLayer]:
     if not layers:
         kind = model.peft_config[adapter_name].peft_type
         raise AdapterError(f"adapter {adapter_name!r} is {kind}, not a LoRA adapter on linear layers")
+    return layers
+
+
+def require_unmerged(layers: Mapping[str, LoraLayer]) -> None:
+    """Refuses layers whose base weight is not the base model's own.
+
+    Args:
+        layers: the layers.
+
+    Raises:
+        AdapterError: if an adapter is merged into one.
+    """
     for name, layer in layers.items():
         if layer.merged:
             raise AdapterError(f"layer {name}: an adapter is merged into the base weight; call unmerge_adapter() first")
-    return layers
 
 
 def base_layer(layer: LoraLayer) -> Any:

@@ -71,13 +71,11 @@ def test_merge_adapter_and_unmerge_adapter_return_to_where_they_began():
     assert relative_difference(eval_logits(model), expected) <= 1e-5
 
 
-def test_saving_while_merged_is_refused_and_says_what_to_do(tmp_path):
+def test_what_is_saved_while_merged_is_the_trained_adapter(tmp_path):
     model = trained()
-    model.save_pretrained(tmp_path / "saved")
     expected = eval_logits(model)
     model.merge_adapter()
-    with pytest.raises(loraga.LoragaError, match="unmerge_adapter"):
-        model.save_pretrained(tmp_path / "saved")
+    model.save_pretrained(tmp_path / "saved")
     assert torch.equal(eval_logits(loraga.load(base(), tmp_path / "saved")), expected)
 
 
