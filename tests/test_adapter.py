@@ -55,6 +55,24 @@ def test_the_directory_says_what_it_is(tmp_path):
     assert json.loads((tmp_path / "loraga.json").read_text())["ranks"]["model.layers.0.self_attn.q_proj"] == 3
 
 
+@pytest.mark.parametrize("offset", ["adapter", "none"])
+def test_the_report_goes_on_with_the_adapter(tmp_path, offset):
+    model, data = models.with_lora(models.build("Llama")), models.batches("Llama")
+    loraga.initialize(model, data, offset=offset, progress=False)
+    model.save_pretrained(tmp_path / "first")
+    report = json.loads((tmp_path / "first" / "loraga_report.json").read_text())
+    loraga.load(models.build("Llama"), tmp_path / "first").save_pretrained(tmp_path / "loaded")
+    resumed, _ = started()
+    resumed.load_adapter(tmp_path / "first", "default")
+    resumed.save_pretrained(tmp_path / "resumed")
+    for name in ("loaded", "resumed"):
+        assert json.loads((tmp_path / name / "loraga_report.json").read_text()) == report
+    (tmp_path / "first" / "loraga_report.json").unlink()
+    resumed.load_adapter(tmp_path / "first", "default")  # of this start nothing is known
+    resumed.save_pretrained(tmp_path / "resumed")
+    assert not (tmp_path / "resumed" / "loraga_report.json").exists()
+
+
 def test_a_model_card_is_completed_and_other_files_stay(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nMy words.")
     (tmp_path / "notes.txt").write_text("kept")

@@ -6,7 +6,14 @@ from peft import LoraConfig, PeftModel
 
 import loraga
 from loraga import SaveError
-from loraga.adapter_directory import adapter_layout, own_config, read_recipe, split_recipe, write_plain_lora
+from loraga.adapter_directory import (
+    adapter_layout,
+    own_config,
+    read_recipe,
+    read_report,
+    split_recipe,
+    write_plain_lora,
+)
 from loraga.layers import lora_layers
 from loraga.layout import LayerLayout, weight_key
 from loraga.offset import trained_factors
@@ -66,6 +73,18 @@ def test_a_damaged_recipe_and_one_of_another_format_are_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(text), "format": 9}))
     with pytest.raises(SaveError, match="has format 9; this version of loraga reads format 1"):
         model.load_adapter(tmp_path, "default")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+def test_a_damaged_report_is_left_out_with_a_warning_since_nothing_depends_on_it(tmp_path, caplog, text):
+    assert read_report(tmp_path) is None
+    assert not caplog.records
+    path = tmp_path / "loraga_report.json"
+    path.write_text(json.dumps({"scheme": "of a later version"}))
+    assert read_report(tmp_path) == {"scheme": "of a later version"}
+    path.write_text(text, encoding="latin-1")
+    assert read_report(tmp_path) is None
+    assert f"{path} is damaged and is left out" in caplog.text
 
 
 def test_the_written_lora_is_loaded_by_peft_with_its_own_ranks_and_scalings(tmp_path):

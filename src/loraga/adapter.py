@@ -30,6 +30,7 @@ from .adapter_directory import (
     adapter_layout,
     own_config,
     read_recipe,
+    read_report,
     require_original_weights,
     split_recipe,
     write_plain_lora,
@@ -45,15 +46,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
-    from .report import Report
-
 logger = logging.getLogger("loraga")
 
 
 class OffsetModel(PeftModel):
     """Overrides of PeftModel; never built directly, see `carry`."""
 
-    _loraga_reports: dict[str, Report]
+    _loraga_reports: dict[str, dict[str, Any]]  # JSON data, made here or loaded with the adapter
     _loraga_originals: dict[str, torch.Tensor]
 
     @property
@@ -101,7 +100,7 @@ class OffsetModel(PeftModel):
         require_original_weights(directory, lora_layers(self, adapter_name))
         report = self._loraga_reports.get(adapter_name)
         if report is not None:
-            (directory / REPORT_NAME).write_text(json.dumps(report.to_dict(), indent=2))
+            (directory / REPORT_NAME).write_text(json.dumps(report, indent=2))
         layers = adapter_layout(self, adapter_name)
         if not any(layer.offset for layer in layers.values()):
             return
@@ -120,7 +119,7 @@ class OffsetModel(PeftModel):
     ) -> Any:
         """Loads an adapter, taking apart a directory that holds an offset; see `peft.PeftModel.load_adapter`."""
         directory = Path(model_id)
-        recipe = read_recipe(directory)
+        recipe, report = read_recipe(directory), read_report(directory)
         if adapter_name in self.peft_config:
             require_unmerged(lora_layers(self, adapter_name))
             # resuming: PEFT would make half-precision factors float32
@@ -142,6 +141,8 @@ class OffsetModel(PeftModel):
                     save_file(state, Path(parts) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
                     result = super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
         self._loraga_reports.pop(adapter_name, None)  # it speaks of another start
+        if report is not None:
+            self._loraga_reports[adapter_name] = report
         return result
 
     @contextmanager

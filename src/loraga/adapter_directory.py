@@ -10,7 +10,8 @@ Other files in the directory, a model card for instance, are not ours.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 RECIPE_NAME = "loraga.json"
 REPORT_NAME = "loraga_report.json"
 COMPANIONS = {CONFIG_NAME: (RECIPE_NAME, REPORT_NAME)}  # what speaks of an adapter, and goes with it
+
+logger = logging.getLogger("loraga")
 
 
 def adapter_layout(model: PeftModel, adapter_name: str) -> dict[str, LayerLayout]:
@@ -121,6 +124,28 @@ def read_recipe(directory: Path) -> SplitRecipe | None:
     except ValueError as error:
         raise SaveError(f"{path} is damaged: {error}") from error
     return SplitRecipe.from_dict(data, str(path))
+
+
+def read_report(directory: Path) -> dict[str, Any] | None:
+    """Reads a directory's `loraga_report.json`, as it stands: a later version may have written it.
+
+    Args:
+        directory: a saved adapter.
+
+    Returns:
+        The JSON data; None where there is none, and, with a warning in the log, where it is damaged.
+    """
+    path = directory / REPORT_NAME
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        logger.warning("%s is damaged and is left out", path)
+        return None
+    return data
 
 
 def own_config(directory: Path, recipe: SplitRecipe) -> LoraConfig:

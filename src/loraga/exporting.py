@@ -22,6 +22,7 @@ from .adapter_directory import (
     adapter_layout,
     own_config,
     read_recipe,
+    read_report,
     write_plain_lora,
 )
 from .errors import AdapterError, SaveError
@@ -147,9 +148,12 @@ def load(
     for needed in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (path / needed).is_file():
             raise SaveError(f"{path} holds no {needed}; it is not an adapter directory")
-    recipe = read_recipe(path)
+    recipe, report = read_recipe(path), read_report(path)
     if recipe is None:
-        return PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
+        plain = PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
+        if report is not None:
+            carry(plain)._loraga_reports[adapter_name] = report
+        return plain
     config = own_config(path, recipe)
     config.inference_mode = not is_trainable
     model = carry(get_peft_model(base, config, adapter_name=adapter_name))

@@ -165,7 +165,7 @@ def initialize(
             cosine=total_cosine([start.first_step for start in starts.values()]),
         )
         carried = carry(peft_model)
-        carried._loraga_reports[name] = report
+        carried._loraga_reports[name] = report.to_dict()
         if keep_original:
             carried._loraga_originals.update(originals)
     logger.info("adapter %s: %s", name, report.summary())
