@@ -1,15 +1,13 @@
 """Tasks with a verifiable answer, from reasoning-gym: questions without end, each with its one right answer.
 
-Task --seed--> items, all different --> Splits: test | validation | rate | gradient | train, disjoint.
+Task --seed--> items, all different.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .errors import LabError, SettingsError
 from .reasoning_gym import single_module
 
 if TYPE_CHECKING:
@@ -68,54 +66,3 @@ class Task:
             if len(seen) == known:
                 return
             first += BLOCK
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Disjoint items: no question is in two of them."""
-
-    test: tuple[Item, ...]
-    validation: tuple[Item, ...]
-    rate: tuple[Item, ...]
-    gradient: tuple[Item, ...]
-    train: tuple[Item, ...]
-
-
-@dataclass(frozen=True)
-class SplitSizes:
-    """How many items each split holds."""
-
-    test: int
-    validation: int
-    rate: int
-    gradient: int
-    train: int
-
-
-def split(task: Task, sizes: SplitSizes, seed: int) -> Splits:
-    """Draws a task's items and deals them out.
-
-    The held-out items come first, so that they stay the same however long the training is.
-
-    Args:
-        task: where the items come from.
-        sizes: how many each split is to hold.
-        seed: of the items.
-
-    Returns:
-        The splits.
-
-    Raises:
-        LabError: if the task has fewer different questions.
-        SettingsError: if the seed is negative.
-    """
-    if seed < 0:
-        raise SettingsError(f"the seed is {seed}; it must not be negative")
-    source = task.items(seed)
-    parts = {name: tuple(islice(source, count)) for name, count in vars(sizes).items()}
-    for name, part in parts.items():
-        if len(part) < getattr(sizes, name):
-            raise LabError(
-                f"{task.name} has too few different questions: {name} got {len(part)} of {getattr(sizes, name)}"
-            )
-    return Splits(**parts)

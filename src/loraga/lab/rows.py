@@ -1,0 +1,290 @@
+"""Rows of data as plain dicts, drawn by a seed.
+
+    file or hub data set --shuffled by the seed--> held out | train, each row with its number in the data
+    reasoning-gym task   --its items, all different--> held out | train
+
+The held-out rows are taken first, so that they stay the same however many rows are trained on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, SettingsError
+from .reasoning_gym import PACKAGE, single_module
+from .recipe_check import DATA_FILES, nearest
+from .task import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import ModuleType
+
+    from .recipe import Recipe
+
+GYM = "reasoning_gym:"
+OPTIONS_OF_THE_RECIPE = {
+    "path": "write data",
+    "split": "write split and held_out_split",
+    "streaming": "data sets are read as a whole",
+    "trust_remote_code": "data sets that are Python code are not read",
+}
+
+
+class Row(dict[str, Any]):
+    """One row, {column: value}.
+
+    Args:
+        columns: its columns.
+        number: which row of its data it is, from 1; messages name it.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], number: int) -> None:
+        super().__init__(columns)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one training run.
+
+    Attributes:
+        train: rows to train on, at least one.
+        held_out: rows to evaluate on; none if the recipe names none.
+        train_name: the data that `train` comes from, for messages.
+        held_out_name: the data that `held_out` comes from; that of `train` if it was taken out of it.
+    """
+
+    train: Sequence[Mapping[str, Any]]
+    held_out: Sequence[Mapping[str, Any]]
+    train_name: str
+    held_out_name: str
+
+
+def read_rows(recipe: Recipe) -> Rows:
+    """Reads, or makes, the rows that a recipe trains and evaluates on.
+
+    Args:
+        recipe: names the data, and says how many rows are drawn by which seed.
+
+    Returns:
+        The rows; the same ones, in the same order, for the same recipe.
+
+    Raises:
+        DataError: if the data cannot be read, holds no row, or holds too few.
+        SettingsError: if an option of the data is wrong.
+    """
+    seed = recipe.seed if recipe.data_seed is None else recipe.data_seed
+    if recipe.data.startswith(GYM):
+        return _rows_of_a_task(recipe, seed)
+    source, name = _open(recipe.data, recipe.split, recipe.data_options)
+    order = _shuffled(len(source), seed)
+    if recipe.held_out is None:
+        count = recipe.held_out_rows or 0
+        if count >= len(order):
+            raise DataError(f"{name} holds {len(order)} rows, and held_out_rows: {count} leaves none to train on")
+        held_out, held_out_name, order = _take(source, order[:count]), name, order[count:]
+    else:
+        if recipe.held_out.startswith(GYM):
+            raise SettingsError("held_out is a reasoning-gym task; its rows are held out of data, so name it there")
+        options = recipe.data_options if _are_alike(recipe.data, recipe.held_out) else {}
+        other, held_out_name = _open(recipe.held_out, recipe.held_out_split, options)
+        held_out = _take(other, _first(_shuffled(len(other), seed), recipe.held_out_rows))
+    return Rows(_take(source, _first(order, recipe.rows)), held_out, name, held_out_name)
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _first(order: list[int], count: int | None) -> list[int]:
+    """The first of a shuffled order, so that a smaller draw is the beginning of a larger one; all as they stood."""
+    return sorted(order) if count is None else order[:count]
+
+
+def _take(source: Any, order: list[int]) -> list[Row]:
+    # to_list() leaves images and sounds in their bytes, whose decoders need more packages
+    made = [source[index] for index in order] if isinstance(source, list) else source.select(order).to_list()
+    return [Row(columns, index + 1) for index, columns in zip(order, made, strict=True)]
+
+
+def _are_alike(name: str, other: str) -> bool:
+    """Whether the options of one data set are meant for the other too."""
+    return name == other or (Path(name).suffix == Path(other).suffix and Path(name).suffix in DATA_FILES)
+
+
+def _open(name: str, split: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """A list of dicts or a datasets.Dataset, not empty, and what messages call it."""
+    for key in options:
+        if key in OPTIONS_OF_THE_RECIPE:
+            raise SettingsError(f"data_options has {key}: {OPTIONS_OF_THE_RECIPE[key]}")
+    path = Path(name).expanduser()
+    source: Any
+    if path.suffix not in DATA_FILES:
+        source, name = _load_dataset(name, name, split, options), f"{name} ({split})"
+    elif not path.is_file():
+        raise DataError(f"{name} is not there")
+    elif path.suffix in (".jsonl", ".json"):
+        if options:
+            raise SettingsError(f"data_options mean nothing with {name}, which is read as it is; remove them")
+        source = _read_json(path, name)
+    elif path.suffix == ".csv":
+        source = _read_csv(path, name, options)
+    else:
+        source = _load_dataset("parquet", name, "train", {**options, "data_files": str(path)})
+    if not len(source):
+        raise DataError(f"{name} holds no row")
+    return source, name
+
+
+def _read_json(path: Path, name: str) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as cause:
+        reason = cause.strerror if isinstance(cause, OSError) else "it is no UTF-8 text"
+        raise DataError(f"{name} cannot be read: {reason}") from cause
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        rows = [(f"{name}, object {number}", row) for number, row in enumerate(_parsed(text, name), start=1)]
+    else:
+        lines = text.split("\n")  # not splitlines(), which breaks lines at characters that JSON allows inside a text
+        places = [(f"{name}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+        rows = [(where, _parsed(line, where)) for where, line in places]
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f'{where} is no object; write {{"column": value, ...}}')
+    return [row for _, row in rows]
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as cause:
+        place = f"column {cause.colno}" if cause.lineno == 1 else f"line {cause.lineno}, column {cause.colno}"
+        raise DataError(
+            f"{where} is no JSON ({cause.msg}, {place}); write one object a line, or in a .json file a list of objects"
+        ) from cause
+
+
+def _read_csv(path: Path, name: str, options: Mapping[str, Any]) -> Any:
+    """Reads every column as the text it is: guessed types would make 007 a 7, 3 beside 2.5 a 3.0, and NA nothing."""
+    given = {"keep_default_na": False, **options, "data_files": str(path)}
+    if "features" not in given:
+        head = _load_dataset("csv", name, "train", {**given, "nrows": 1})
+        datasets = _datasets()
+        given["features"] = datasets.Features({each: datasets.Value("string") for each in head.column_names})
+    return _load_dataset("csv", name, "train", given)
+
+
+def _load_dataset(builder: str, name: str, split: str, options: Mapping[str, Any]) -> Any:
+    datasets = _datasets()
+    try:
+        return datasets.load_dataset(builder, split=split, **options)
+    except datasets.exceptions.DatasetNotFoundError as cause:
+        raise DataError(
+            f"{name} is no data set that can be read from the hub; check the name, or, if access to it was granted to "
+            f"you, log in with `hf auth login` ({_in_one_line(cause)})"
+        ) from cause
+    except ConnectionError as cause:
+        raise DataError(
+            f"the data set {name} is not on this machine, and the hub cannot be reached; connect (with HF_HUB_OFFLINE "
+            f"unset), or name a {', '.join(DATA_FILES)} file ({_in_one_line(cause)})"
+        ) from cause
+    except Exception as cause:  # the readers behind load_dataset raise whatever their libraries do
+        raise DataError(f"{name} cannot be read; check split and data_options ({_in_one_line(cause)})") from cause
+
+
+def _datasets() -> ModuleType:
+    try:
+        import datasets  # type: ignore[import-untyped]  # has no annotations
+    except ImportError as cause:
+        raise DataError(
+            "data sets, .csv and .parquet are read by a missing package: pip install 'loraga[lab]'"
+        ) from cause
+    return datasets
+
+
+def _in_one_line(error: BaseException) -> str:
+    while error.__cause__ is not None and type(error).__name__.startswith("DatasetGeneration"):
+        error = error.__cause__  # the outer one says only that something went wrong
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _rows_of_a_task(recipe: Recipe, seed: int) -> Rows:
+    name = recipe.data
+    if recipe.rows is None:
+        raise SettingsError(f"rows is missing; {name} has rows without end, so say how many to make")
+    counts = [recipe.held_out_rows or 0, recipe.rows]
+    items = _task(name, recipe.data_options).items(seed)
+    made: Iterator[Row] = (
+        Row({"question": item.question, "answer": item.answer}, number) for number, item in enumerate(items, start=1)
+    )
+    held_out, train = (list(islice(made, count)) for count in counts)
+    if len(train) < recipe.rows:
+        raise DataError(
+            f"{name} has too few different questions: {len(held_out) + len(train)} for the {sum(counts)} of "
+            "held_out_rows and rows; ask for fewer, or widen the task by data_options"
+        )
+    return Rows(train, held_out, name, name)
+
+
+def _task(name: str, options: Mapping[str, Any]) -> Task:
+    module = name.removeprefix(GYM)
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is not None:  # single_module says what to do without it
+        _require_module(module, [Path(folder) for folder in spec.submodule_search_locations or ()])
+    try:
+        with single_module(module) as loaded:
+            return _checked(Task(name, module, *_classes(loaded, name), settings=options), loaded)
+    except ImportError as cause:
+        reason = f"it needs {cause.name}" if isinstance(cause, ModuleNotFoundError) else "it needs the whole package"
+        raise DataError(f"the task {name} cannot be loaded: {reason}, which is not there; take another task") from cause
+
+
+def _checked(task: Task, module: ModuleType) -> Task:
+    settings_class = getattr(module, task.settings_class)
+    _require_settings(task.settings, [each.name for each in fields(settings_class)], task.name)
+    try:
+        getattr(module, task.dataset)(settings_class(**task.settings, seed=0, size=1))
+    except (AssertionError, TypeError, ValueError) as cause:
+        raise SettingsError(f"{task.name} refuses data_options: {_in_one_line(cause)}") from cause
+    return task
+
+
+def _require_module(module: str, folders: list[Path]) -> None:
+    found = [path.relative_to(folder).with_suffix("").parts for folder in folders for path in folder.rglob("*.py")]
+    tasks = {parts[-1]: ".".join(parts) for parts in found if len(parts) > 1 and not parts[-1].startswith("_")}
+    if module not in tasks.values():
+        last = nearest(module.rpartition(".")[2], tasks)
+        meant = nearest(module, tasks.values()) or (last and tasks[last])
+        hint = f"did you mean {GYM}{meant}?" if meant else f"a task is named like {GYM}arithmetic.chain_sum"
+        raise SettingsError(f"reasoning-gym has no task {module}; {hint}")
+
+
+def _classes(module: ModuleType, name: str) -> tuple[str, str]:
+    """The names of a module's dataset class and of its settings' class."""
+    own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
+    datasets = [each.__name__ for each in own if any(base.__name__ == "ProceduralDataset" for base in each.__mro__[1:])]
+    settings = [each.__name__ for each in own if each.__name__.endswith("Config") and is_dataclass(each)]
+    if len(datasets) != 1 or len(settings) != 1:
+        found = ", ".join(datasets + settings) or "nothing of the kind"
+        raise SettingsError(f"{name} is no task: its module is to define one dataset and its Config, not {found}")
+    return datasets[0], settings[0]
+
+
+def _require_settings(options: Mapping[str, Any], known: list[str], name: str) -> None:
+    own = {"seed": "write data_seed", "size": "write rows and held_out_rows"}
+    settings = [each for each in known if each not in own]
+    for key in options:
+        if key in own:
+            raise SettingsError(f"data_options has {key}: {own[key]}")
+        if key not in settings:
+            meant = nearest(key, settings)
+            hint = f"did you mean {meant}?" if meant else f"it has {', '.join(settings) or 'none'}"
+            raise SettingsError(f"{name} has no setting {key}; {hint}")
