@@ -1,104 +1,226 @@
-"""Held-out loss, the part of the answers that is right to the letter, and answers in words.
+"""Held-out loss, and answers that are generated and judged, row by row.
 
-Greedy decoding writes the right answer exactly when, at each of the answer's tokens and at its end, the right token is
-the likeliest one after the right tokens before it. So one forward pass over questions with their answers gives the loss
-and the exact-match accuracy of greedy decoding at once; nothing need be generated.
+    rows --batches--> loss of the target tokens, answer, right or not --a line each--> evaluation.jsonl --> Evaluation
+
+A batch is a line for each of its rows, written when the batch is done: the same command goes on after the last one.
+What is sampled is seeded by the batch, so that it does not depend on where an earlier call stopped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig
 
-from .encoding import IGNORED, batches, encode, on_device, padding, prompts_only
+from .errors import SettingsError
+from .examples import IGNORED, Collator, on_device, padding, prompt_batch, takes_logits_to_keep
+from .metrics import METRICS
+from .run_folder import read_lines, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from .task import Item
+    from .examples import Example
+    from .progress import Progress
+    from .recipe import Recipe
 
-BATCH = 50  # rows at a time
-SPARE_TOKENS = 12  # that an answer in words may be longer than the longest right one
+CONFIDENCE = 1.96  # standard errors, for 95 %
+# what a GenerationConfig leaves open is filled from the model's own, which may search beams or punish repetition
+PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model does on held-out items.
+    """How a model does on held-out rows.
 
     Attributes:
-        loss: mean over all answer tokens, in nats.
-        right: for each item, whether its greedy answer is the right one, and nothing but it.
+        rows: how many.
+        loss: mean over all target tokens, in nats.
+        terms: how many target tokens.
+        metric: how answers were judged; "none" if none was generated.
+        right: how many answers were right, or None.
+        low: lower end of Wilson's 95 % interval of right / rows, or None.
+        high: its upper end, or None.
     """
 
+    rows: int
     loss: float
-    right: tuple[bool, ...]
+    terms: int
+    metric: str = "none"
+    right: int | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
-    def accuracy(self) -> float:
-        """The part of the items that is right, from 0 to 1."""
-        return sum(self.right) / len(self.right)
+    def accuracy(self) -> float | None:
+        """The part of the answers that is right, from 0 to 1."""
+        return None if self.right is None else self.right / self.rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values, with the accuracy."""
+        return {**asdict(self), "accuracy": self.accuracy}
 
 
 def evaluate(
-    model: Any, tokenizer: Any, items: Sequence[Item], advance: Callable[[float], None] | None = None
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    file: Path,
+    settings: Mapping[str, Any],
+    progress: Progress,
 ) -> Evaluation:
-    """Measures a model on items, in eval mode, and puts its mode back.
+    """Measures a model on rows, in eval mode.
 
     Args:
-        model: a causal language model, with or without adapters; they are used as they are active.
+        model: a causal or an encoder-decoder language model, with its adapter as it is active.
         tokenizer: the model's.
-        items: at least one.
-        advance: called with the part of the work that was just done; the parts add up to 1.
+        examples: at least one.
+        recipe: metric, batch size, how answers are generated, and the seed.
+        file: JSON lines; its first line holds the settings, and what it holds is not done again.
+        settings: what the lines depend on, as JSON values.
+        progress: told the rows that are done.
 
     Returns:
-        The loss, and which answers are right.
+        Loss and metric over all rows.
+
+    Raises:
+        SettingsError: if the file holds rows of other settings.
     """
-    total, terms = 0.0, 0
-    right: list[bool] = []
-    parts = batches(tokenizer, items, BATCH)
-    for logits, targets in _predictions(model, parts):
-        total += cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="sum").item()
-        terms += int((targets != IGNORED).sum())
-        likeliest = logits.argmax(dim=-1)  # (B, K - 1)
-        right += ((likeliest == targets) | (targets == IGNORED)).all(dim=1).tolist()
-        if advance is not None:
-            advance(1 / len(parts))
-    return Evaluation(loss=total / terms, right=tuple(right))
-
-
-@torch.no_grad()
-def _predictions(model: Any, parts: Sequence[dict[str, Any]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For each batch the logits (B, K - 1, vocabulary) and the token ids (B, K - 1) that they should predict."""
+    size = recipe.per_device_eval_batch_size
+    done = _done_before(file, settings, size, len(examples))
+    progress.begin("evaluation", len(examples), len(done))
+    batches = [examples[start : start + size] for start in range(len(done), len(examples), size)]
     was_training = model.training
     model.eval()
     try:
-        for batch in parts:
-            batch = on_device(model, batch)
-            yield model(**batch).logits[:, :-1].float(), batch["labels"][:, 1:]
+        for batch in batches:
+            lines = _judged(model, tokenizer, batch, recipe, first_row=len(done))
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write("".join(json.dumps(line) + "\n" for line in lines))
+            done += lines
+            progress.advance(len(batch), f"evaluation: row {len(done)} of {len(examples)}")
     finally:
         model.train(was_training)
+    return summary(done, recipe.metric)
+
+
+def summary(lines: Sequence[Mapping[str, Any]], metric: str) -> Evaluation:
+    """Sums up the lines of single rows."""
+    terms = sum(line["terms"] for line in lines)
+    loss = sum(line["loss"] * line["terms"] for line in lines) / terms
+    if METRICS[metric].is_right is None:
+        return Evaluation(len(lines), loss, terms)
+    right = sum(line["right"] for line in lines)
+    return Evaluation(len(lines), loss, terms, metric, right, *wilson_interval(right, len(lines)))
+
+
+def wilson_interval(right: int, rows: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (Wilson 1927): honest at 0 and at 1 too.
+
+    Args:
+        right: how many of them.
+        rows: of how many, at least 1.
+
+    Returns:
+        Its two ends, between 0 and 1.
+    """
+    share, z = right / rows, CONFIDENCE
+    centre = share + z * z / (2 * rows)
+    half = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    scale = 1 + z * z / rows
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _done_before(file: Path, settings: Mapping[str, Any], size: int, rows: int) -> list[dict[str, Any]]:
+    """The rows of whole batches that the file holds; it is left with these alone, or begun."""
+    first = {"settings": json.loads(json.dumps(settings))}
+    lines = read_lines(file)
+    if lines and lines[0] != first:
+        raise SettingsError(f"{file} holds an evaluation of other settings; name another file, or remove it")
+    done = lines[1:]
+    done = done if len(done) == rows else done[: len(done) // size * size]
+    write_whole(file, "".join(json.dumps(line) + "\n" for line in [first, *done]))
+    return done
+
+
+def _judged(
+    model: Any, tokenizer: Any, batch: Sequence[Example], recipe: Recipe, first_row: int
+) -> list[dict[str, Any]]:
+    losses, terms = _losses(model, tokenizer, batch)
+    lines = [
+        {"row": first_row + row, "loss": loss, "terms": count}
+        for row, (loss, count) in enumerate(zip(losses, terms, strict=True))
+    ]
+    is_right = METRICS[recipe.metric].is_right
+    if is_right is None:
+        return lines
+    answers = generate(model, tokenizer, batch, recipe, seed=recipe.seed + first_row)
+    return [
+        {**line, "answer": answer, "target": each.prompted.target, "right": is_right(answer, each.prompted.target)}
+        for line, answer, each in zip(lines, answers, batch, strict=True)
+    ]
 
 
 @torch.no_grad()
-def greedy_answers(model: Any, tokenizer: Any, items: Sequence[Item]) -> list[str]:
-    """What a model answers, in words, cut off where it goes on far beyond a right answer's length."""
-    encoded = [encode(tokenizer, item) for item in items]
-    pad = padding(tokenizer)
-    prompts = on_device(model, prompts_only(encoded, pad))
-    was_training = model.training
-    model.eval()
-    try:
-        written = model.generate(
-            **prompts,
-            max_new_tokens=max(len(item.answer) for item in encoded) + SPARE_TOKENS,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=pad,
-        )
-    finally:
-        model.train(was_training)
-    new = written[:, prompts["input_ids"].shape[1] :]
+def _losses(model: Any, tokenizer: Any, batch: Sequence[Example]) -> tuple[list[float], list[int]]:
+    """Each row's mean loss, and how many target tokens it is the mean of."""
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    collate = Collator(padding(tokenizer), is_encoder_decoder, takes_logits_to_keep(model))
+    tensors = on_device(model, collate(batch))
+    logits, labels = model(**tensors).logits.float(), tensors["labels"]
+    if not is_encoder_decoder:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    each = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")  # (B, T)
+    terms = (labels != IGNORED).sum(dim=1)
+    return (each.sum(dim=1) / terms).tolist(), terms.tolist()
+
+
+@torch.no_grad()
+def generate(model: Any, tokenizer: Any, batch: Sequence[Example], recipe: Recipe, seed: int) -> list[str]:
+    """What a model answers, in words; the global random state stays as it is.
+
+    Args:
+        model: in eval mode.
+        tokenizer: the model's.
+        batch: rows; their prompts are used.
+        recipe: max_new_tokens, temperature and top_p.
+        seed: of what is sampled.
+
+    Returns:
+        One answer a row.
+    """
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    prompts = on_device(model, prompt_batch(batch, padding(tokenizer), is_encoder_decoder))
+    own = model.generation_config
+    sampling: dict[str, Any] = {"do_sample": False}
+    if recipe.temperature > 0:
+        sampling = {"do_sample": True, "temperature": recipe.temperature, "top_p": recipe.top_p}
+        sampling |= {"top_k": 0, "min_p": 0.0, "typical_p": 1.0}
+    config = GenerationConfig(
+        max_new_tokens=recipe.max_new_tokens,
+        eos_token_id=_ends(own, tokenizer, batch),
+        pad_token_id=padding(tokenizer),
+        bos_token_id=own.bos_token_id,
+        decoder_start_token_id=own.decoder_start_token_id,
+        **PLAIN,
+        **sampling,
+    )
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        written = model.generate(**prompts, generation_config=config)
+    new = written if is_encoder_decoder else written[:, prompts["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _ends(own: GenerationConfig, tokenizer: Any, batch: Sequence[Example]) -> list[int] | None:
+    """The tokens that end an answer: the model's, the tokenizer's, and that by which a chat template ends a turn."""
+    of_model = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    of_targets = {each.labels[-1] for each in batch} & set(tokenizer.all_special_ids)
+    return sorted({*of_model, tokenizer.eos_token_id, *of_targets} - {None}) or None

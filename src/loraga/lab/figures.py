@@ -20,12 +20,13 @@ DOTS_PER_INCH = 150
 
 @dataclass(frozen=True)
 class Curve:
-    """One run in a picture: its label, its losses, one a step, and how it is drawn."""
+    """One run in a picture: its label, its losses, at which steps (by default one a step), and how it is drawn."""
 
     label: str
     losses: Sequence[float]
     colour: str
     dashed: bool = False
+    steps: Sequence[int] | None = None
 
 
 def draw_losses(curves: Sequence[Curve], path: Path, title: str) -> None:
@@ -41,7 +42,7 @@ def draw_losses(curves: Sequence[Curve], path: Path, title: str) -> None:
     axes = figure.add_subplot()
     means = []
     for curve in curves:
-        steps = range(1, len(curve.losses) + 1)
+        steps = range(1, len(curve.losses) + 1) if curve.steps is None else curve.steps
         smooth = running_mean(curve.losses)
         means += smooth
         style = "--" if curve.dashed else "-"

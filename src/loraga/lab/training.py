@@ -1,109 +1,177 @@
-"""One training run with transformers' Trainer, on given batches in their given order."""
+"""One training run with transformers' Trainer, that stops with a checkpoint when asked to and goes on from the newest.
+
+examples --Trainer--> checkpoints, log.jsonl, and a trained model in memory
+"""
 
 from __future__ import annotations
 
-import statistics
-import tempfile
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from loraga import newest_complete_checkpoint
+
+from .errors import LabError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-WARMUP = 0.03  # part of the steps, as in the paper
+    from transformers import TrainingArguments
+    from transformers.trainer_callback import TrainerState
+
+    from .examples import Example
+    from .interruption import Interruption
+    from .progress import Progress
+    from .recipe import Recipe
+    from .run_folder import RunFolder
+
+
+TORCH_WRITER = "inline_container"  # torch.save turns every error of the file system into a RuntimeError of its writer
+OF_THIS_PROCESS = ("train_runtime", "train_tokens_per_second")  # begin anew when a run goes on
 
 
 @dataclass(frozen=True)
-class TrainingRun:
-    """What one run left behind, beside the trained model.
+class TrainingData:
+    """What a run trains on: rows, held-out rows (maybe none), and how a batch is made of them."""
 
-    Attributes:
-        losses: mean loss of each step's batch, before the step, in nats.
-        seconds_per_step: the median step.
-    """
+    train: Sequence[Example]
+    held_out: Sequence[Example]
+    collate: Callable[[Sequence[Example]], dict[str, Any]]
 
-    losses: tuple[float, ...]
-    seconds_per_step: float
+    def micro_batches(self, recipe: Recipe, first: int, count: int) -> list[dict[str, Any]]:
+        """Micro-batches of training rows in an order drawn by the seed; a short set begins anew.
+
+        Args:
+            recipe: the size of a micro-batch, and the seed.
+            first: micro-batches to pass over, so that two uses see different rows.
+            count: how many.
+
+        Returns:
+            Batches on the CPU.
+        """
+        size = recipe.per_device_train_batch_size
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+        starts = range(first * size, (first + count) * size, size)
+        return [self.collate([self.train[order[i % len(order)]] for i in range(at, at + size)]) for at in starts]
 
 
 def train(
     model: Any,
-    batches: Sequence[dict[str, Any]],
-    learning_rate: float,
-    seed: int,
-    on_step: Callable[[float], None] | None = None,
-) -> TrainingRun:
-    """Trains the model's trainable parameters on each batch once, in place.
-
-    AdamW without weight decay, 3 % of the steps as warm-up, then a cosine to 0. The batches are ready-made, so every
-    method that is given them sees the same ones in the same order.
+    tokenizer: Any,
+    data: TrainingData,
+    arguments: TrainingArguments,
+    folder: RunFolder,
+    interruption: Interruption,
+    progress: Progress,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> TrainerState:
+    """Trains the model's trainable parameters in place, from the newest complete checkpoint in the folder on.
 
     Args:
-        model: the model, a PeftModel as a rule.
-        batches: what the model takes as keywords, one a step.
-        learning_rate: the peak.
-        seed: of whatever is random in training, such as dropout.
-        on_step: called after each step with its loss.
+        model: ready to train.
+        tokenizer: the model's, saved into the checkpoints.
+        data: what to train on.
+        arguments: Trainer's.
+        folder: the run's; checkpoints and log.jsonl go there.
+        interruption: looked at after each step; when it came, a checkpoint is written and training stops.
+        progress: told each step that is done, and the loss.
+        callbacks: others of Trainer's.
 
     Returns:
-        The losses and the time.
+        Trainer's state: it is at its last step, or at the one where somebody asked it to stop.
+
+    Raises:
+        RecipeError: if Trainer refuses its arguments.
+        LabError: if a checkpoint cannot be written.
     """
-    clock = _Clock(on_step)
-    with tempfile.TemporaryDirectory() as scratch:  # the Trainer wants a folder; nothing is saved there
-        trainer = Trainer(
-            model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                per_device_train_batch_size=1,  # of ready-made batches
-                train_sampling_strategy="sequential",
-                num_train_epochs=1,
-                learning_rate=learning_rate,
-                weight_decay=0.0,
-                lr_scheduler_type="cosine",
-                warmup_steps=WARMUP,
-                logging_steps=1,
-                logging_nan_inf_filter=False,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                dataloader_pin_memory=False,
-                seed=seed,
-            ),
-            train_dataset=list(batches),
-            data_collator=_only,
-            callbacks=[clock],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return TrainingRun(losses=tuple(clock.losses), seconds_per_step=statistics.median(clock.seconds))
+    wants_evaluation = str(arguments.eval_strategy.value) != "no"
+    trainer = _trainer(
+        model=model,
+        args=arguments,
+        train_dataset=_dicts(data.train),
+        eval_dataset=_dicts(data.held_out) if wants_evaluation else None,
+        data_collator=lambda rows: data.collate([row["example"] for row in rows]),
+        processing_class=tokenizer,
+        callbacks=[*callbacks, _Log(folder, progress), _Stop(interruption)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = newest_complete_checkpoint(folder.path)
+    try:
+        with interruption.at_a_good_moment():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except RuntimeError as cause:
+        if TORCH_WRITER not in str(cause):
+            raise
+        raise LabError(
+            f"a checkpoint in {folder.path} cannot be written (no space left?); the same command goes on from the last "
+            "complete one"
+        ) from cause
+    return trainer.state
 
 
-def _only(ready: list[dict[str, Any]]) -> dict[str, Any]:
-    (batch,) = ready
-    return batch
+def _trainer(**settings: Any) -> Trainer:
+    try:
+        return Trainer(**settings)
+    except (ValueError, ImportError) as cause:
+        raise RecipeError([f"transformers.Trainer refuses a value: {' '.join(str(cause).split())}"]) from cause
 
 
-class _Clock(TrainerCallback):
-    """Keeps each step's loss and duration."""
+def _dicts(rows: Sequence[Example]) -> list[dict[str, Any]]:
+    """Rows as samplers that group by length ask for them."""
+    return [{"input_ids": row.input_ids, "example": row} for row in rows]
 
-    def __init__(self, on_step: Callable[[float], None] | None) -> None:
-        self.losses: list[float] = []
-        self.seconds: list[float] = []
-        self._on_step = on_step
-        self._began = 0.0
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = time.perf_counter()
+def peak_memory() -> int:
+    """The most memory that this process had at once, in bytes: of its CUDA device, or else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _Log(TrainerCallback):
+    """Writes log.jsonl and tells how far it is."""
+
+    def __init__(self, folder: RunFolder, progress: Progress) -> None:
+        self._folder, self._progress = folder, progress
+        self._note, self._since, self._seconds = "", 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._folder.cut_log(state.global_step)
+        before = self._folder.log()
+        self._seconds = before[-1]["seconds"] if before else 0.0
+        self._since = time.monotonic()
+        self._progress.begin("training", state.max_steps, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self._began)
+        self._progress.advance(1, f"training: step {state.global_step} of {state.max_steps}{self._note}")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(logs["loss"])
-            if self._on_step is not None:
-                self._on_step(logs["loss"])
+        if not logs or not {"loss", "eval_loss"} & set(logs):
+            return  # Trainer's summary at the end, whose times are of this process alone
+        line = {"step": state.global_step, **logs}
+        for name in OF_THIS_PROCESS:
+            line.pop(name, None)
+        line["tokens"] = int(line.pop("num_input_tokens_seen", state.num_input_tokens_seen))
+        line["seconds"] = round(self._seconds + time.monotonic() - self._since, 3)
+        line["peak_memory"] = peak_memory()
+        self._folder.add_to_log(line)
+        if "loss" in logs:
+            self._note = f", loss {logs['loss']:.3f}"
+
+
+class _Stop(TrainerCallback):
+    """Ends training after a step, with a checkpoint, when somebody asked for it."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self._interruption = interruption
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._interruption.number is not None:
+            control.should_save = True
+            control.should_training_stop = True

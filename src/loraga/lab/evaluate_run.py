@@ -1,0 +1,134 @@
+"""Measures what is on the disk, on a recipe's held-out rows: the base model, a saved adapter, a saved model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.utils import CONFIG_NAME
+
+from .arguments import training_arguments
+from .base_model import BaseModel
+from .errors import SettingsError
+from .evaluation import Evaluation, evaluate
+from .preparation import Prepared, prepare
+from .quiet import quiet_libraries
+from .recipe_file import recipe_values
+from .run_folder import BASE, EVALUATION, FULL_RESULT, RESULT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from .examples import Example
+    from .progress import Progress
+    from .recipe import Recipe
+
+EVALUATION_KEYS = (
+    *("model", "dtype", "data", "data_options", "split", "held_out", "held_out_split", "held_out_rows", "prompt"),
+    *("target", "chat", "template", "sequence_length", "too_long", "seed", "data_seed", "metric"),
+    *("per_device_eval_batch_size", "max_new_tokens", "temperature", "top_p"),
+)
+MERGEABLE = torch.float32  # in half precision a merged weight rounds the adapter away
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was evaluated, where its rows are, and what came out."""
+
+    title: str
+    file: Path
+    evaluation: Evaluation
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {"evaluated": self.title, "rows_file": str(self.file), **self.evaluation.to_dict()}
+
+
+def evaluate_recipe(
+    recipe: Recipe, adapter: Path | None, base: bool, output: Path | None, console: Console, progress: Progress
+) -> Evaluated:
+    """Evaluates on a recipe's held-out rows.
+
+    Args:
+        recipe: names base model, rows, metric, and the folder of its run.
+        adapter: a saved adapter or model; None for the result of the recipe's run.
+        base: evaluate the base model alone.
+        output: JSON lines, a row each; by default in the run's folder.
+        console: where it says what it does.
+        progress: told the rows that are done.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        SettingsError: if there is nothing to evaluate.
+    """
+    folder = Path(str(recipe.output_dir)).expanduser()
+    if adapter is not None and not (adapter / "config.json").is_file() and not (adapter / CONFIG_NAME).is_file():
+        raise SettingsError(f"{adapter} holds no {CONFIG_NAME} and no config.json, so there is nothing to evaluate")
+    saved = None if base else adapter or _result(folder)
+    file = output or (folder / BASE if base else folder / EVALUATION if adapter is None else adapter / EVALUATION)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with quiet_libraries():
+        evaluation = evaluate_saved(recipe, prepare(recipe, console), saved, file, progress)
+    return Evaluated(f"{recipe.model}, base model" if saved is None else str(saved), file, evaluation)
+
+
+def _result(folder: Path) -> Path:
+    for name in (RESULT, FULL_RESULT):
+        if (folder / name).is_dir():
+            return folder / name
+    raise SettingsError(f"{folder} holds no trained adapter; train first, or name one with --adapter, or give --base")
+
+
+def evaluate_saved(
+    recipe: Recipe, prepared: Prepared, saved: Path | None, file: Path, progress: Progress
+) -> Evaluation:
+    """Measures what is on the disk: the original base with a saved adapter, as plain PEFT loads them.
+
+    Args:
+        recipe: names the base model, the metric and how answers are generated.
+        prepared: with held-out rows.
+        saved: an adapter's folder, that of a whole model, or None for the base model.
+        file: JSON lines for the single rows.
+        progress: told the rows that are done.
+
+    Returns:
+        Loss and metric.
+    """
+    if not prepared.held_out:
+        raise SettingsError("there are no held-out rows to evaluate on; give held_out or held_out_rows")
+    settings = evaluation_settings(recipe, saved, prepared.held_out)
+    model = load_saved(recipe, saved)
+    return evaluate(model, prepared.tokenizer, prepared.held_out, recipe, file, settings, progress)
+
+
+def evaluation_settings(recipe: Recipe, saved: Path | None, rows: Sequence[Example]) -> dict[str, Any]:
+    """What an evaluation depends on: saved model and rows by their checksums too, the rest by the recipe's keys."""
+    files = [] if saved is None else sorted([*saved.glob("*.safetensors"), *saved.glob("*config.json")])
+    checksums = {}
+    for file in files:
+        with file.open("rb") as stream:
+            checksums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    of_rows = hashlib.sha256(repr([(each.input_ids, each.labels) for each in rows]).encode()).hexdigest()
+    values = recipe_values(recipe)
+    return {"saved": checksums, "rows": of_rows, **{key: values[key] for key in EVALUATION_KEYS}}
+
+
+def load_saved(recipe: Recipe, saved: Path | None) -> Any:
+    """The base model with a saved adapter merged into it (in float32), or a saved whole model, in eval mode."""
+    device = training_arguments(recipe).device
+    if saved is not None and not (saved / CONFIG_NAME).is_file():
+        return BaseModel(str(saved), recipe.dtype, recipe.trust_remote_code).load().to(device)
+    model = BaseModel.of(recipe).load().to(device)
+    if saved is None:
+        return model
+    model = PeftModel.from_pretrained(model, str(saved))
+    mergeable = all(parameter.dtype == MERGEABLE for parameter in model.parameters())
+    return (model.merge_and_unload() if mergeable else model).eval()

@@ -1,0 +1,220 @@
+"""A recipe carried out: from its text to a trained adapter in a folder.
+
+    recipe --> rows --> examples --> base model --> start --> learning rate --> training --> adapter --> evaluation
+
+Every part leaves its result in the folder; the same recipe goes on after the last one.
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from . import model_card
+from .arguments import training_arguments
+from .curves import final_loss
+from .doctor import versions
+from .evaluate_run import evaluate_saved
+from .figures import Curve, draw_losses
+from .interruption import Interrupted, interruptible
+from .methods import METHODS
+from .preparation import Prepared, prepare
+from .quiet import quiet_libraries
+from .rate import RateAfterWarmUp, first_rate, peak_rate
+from .run_folder import (
+    EVALUATION,
+    FULL_RESULT,
+    METRICS,
+    PICTURE,
+    RATE,
+    RESULT,
+    START,
+    START_FACTS,
+    TRAINED,
+    VERSIONS,
+    RunFolder,
+    folder_of,
+    open_folder,
+    require_own,
+)
+from .starts import continued, load_base, start
+from .training import peak_memory, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from .evaluation import Evaluation
+    from .interruption import Interruption
+    from .progress import Progress
+    from .recipe import Recipe
+
+RATE_BATCHES = 8
+
+
+def run(recipe: Recipe, console: Console, progress: Progress) -> dict[str, Any]:
+    """Carries a recipe out in its folder, or what is left of it.
+
+    Args:
+        recipe: checked, with its output folder.
+        console: where it says what it does.
+        progress: told how far training and evaluation are.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        SettingsError: if the recipe, its data or its folder cannot be used.
+        LabError: if something fails on the way.
+        Interrupted: if it was asked to stop; a checkpoint is written.
+    """
+    training_arguments(recipe)
+    folder = folder_of(recipe)
+    require_own(folder, recipe)
+    if folder.is_done:
+        return _done_before(folder.read_json(METRICS), progress)
+    stopping = "stopping after this step, with a checkpoint; once more to stop at once"
+    with quiet_libraries(), interruptible(lambda: console.print(stopping)) as interruption:
+        prepared = prepare(recipe, console)
+        with open_folder(recipe):
+            folder.write_json(VERSIONS, versions())
+            _train(recipe, prepared, folder, console, progress, interruption)
+            held_out = None
+            if prepared.held_out:
+                result = folder / (RESULT if METHODS[recipe.method].adapter else FULL_RESULT)
+                held_out = evaluate_saved(recipe, prepared, result, folder / EVALUATION, progress)
+            metrics = _metrics(recipe, folder, held_out)
+            model_card.write(recipe, metrics, folder)
+            folder.write_json(METRICS, metrics)
+    return metrics
+
+
+def suggest(recipe: Recipe, console: Console, batches: int = RATE_BATCHES) -> float:
+    """Starts a recipe's method and suggests its learning rate, with its curve in the folder, and trains nothing.
+
+    Args:
+        recipe: with learning_rate: auto.
+        console: where it says what it does.
+        batches: micro-batches to use.
+
+    Returns:
+        The rate; of a folder that holds one already, that.
+    """
+    folder = folder_of(recipe)
+    require_own(folder, recipe)
+    if (folder / RATE).is_file():
+        return folder.read_json(RATE)["value"]
+    with quiet_libraries():
+        prepared = prepare(recipe, console)
+        with open_folder(recipe):
+            model = load_base(recipe)
+            draw = partial(prepared.data_for(model).micro_batches, recipe)
+            started = _started(recipe, folder, model, draw, partial(console.print, highlight=False))
+            return first_rate(folder, started, draw(recipe.gradient_batches, batches), recipe.seed)
+
+
+def _train(
+    recipe: Recipe,
+    prepared: Prepared,
+    folder: RunFolder,
+    console: Console,
+    progress: Progress,
+    interruption: Interruption,
+) -> None:
+    """Everything up to the saved result; what is done already is not done again."""
+    method = METHODS[recipe.method]
+    result = folder / (RESULT if method.adapter else FULL_RESULT)
+    if (folder / TRAINED).is_file():
+        steps = folder.read_json(TRAINED)["steps"]
+        progress.begin("training", steps, steps)
+        return
+    model = load_base(recipe)
+    data = prepared.data_for(model)
+    say = partial(console.print, highlight=False)
+    draw = partial(data.micro_batches, recipe)
+    model = _started(recipe, folder, model, draw, say)
+    rate, callbacks = recipe.learning_rate, []
+    if rate == "auto":
+        rate = first_rate(folder, model, draw(recipe.gradient_batches, RATE_BATCHES), recipe.seed)
+        say(f"learning rate: {rate:.2g} suggested (auto)")
+        later = partial(draw, recipe.gradient_batches + RATE_BATCHES, RATE_BATCHES)
+        callbacks = [RateAfterWarmUp(folder, later, recipe.seed, say)]
+    arguments = training_arguments(recipe, rate)
+    state = train(model, prepared.tokenizer, data, arguments, folder, interruption, progress, callbacks)
+    _draw(recipe, folder)
+    if interruption.number is not None:
+        raise Interrupted(
+            interruption.number,
+            f"stopped after step {state.global_step}, with a checkpoint in {folder.path}; the same command goes on "
+            "from there",
+        )
+    model.save_pretrained(str(result))
+    if not method.adapter:
+        prepared.tokenizer.save_pretrained(str(result))
+    peak = peak_rate(folder) if recipe.learning_rate == "auto" else recipe.learning_rate
+    facts = {"learning_rate": peak, "steps": state.global_step, "peak_memory": peak_memory()}
+    folder.write_json(TRAINED, {**facts, "tokens": int(state.num_input_tokens_seen)})
+
+
+def _started(
+    recipe: Recipe,
+    folder: RunFolder,
+    model: Any,
+    draw: Callable[[int, int], list[dict[str, Any]]],
+    say: Callable[[str], None],
+) -> Any:
+    """The model with its start: a new one, kept in the folder, or the kept one."""
+    has_adapter = METHODS[recipe.method].adapter
+    # An offset in the weights is not in a directory that plain PEFT loads; it is folded in anew, bit for bit.
+    if (folder / START_FACTS).is_file() and recipe.offset != "weights":
+        return continued(model, recipe, folder / START)
+    batches = draw(0, recipe.gradient_batches) if METHODS[recipe.method].uses_gradient and not recipe.gradients else []
+    if batches:
+        say(f"start: estimating the gradient on {len(batches)} micro-batches")
+    started = start(model, recipe, batches or draw(0, 1))
+    if has_adapter:
+        started.model.save_pretrained(str(folder / START))
+    facts = {"seconds": started.seconds}
+    if started.report is not None:
+        say(f"start: {started.report.summary()}")
+        facts |= {name: getattr(started.report, name) for name in ("loss_terms", "coverage", "cosine")}
+    folder.write_json(START_FACTS, facts)
+    return started.model
+
+
+def _draw(recipe: Recipe, folder: RunFolder) -> None:
+    logged = [line for line in folder.log() if "loss" in line]
+    if logged:
+        steps, losses = [line["step"] for line in logged], [line["loss"] for line in logged]
+        curve = Curve(METHODS[recipe.method].title, losses, "tab:blue", steps=steps)
+        draw_losses([curve], folder / PICTURE, recipe.data)
+
+
+def _done_before(metrics: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    progress.begin("training", metrics["steps"], metrics["steps"])
+    if metrics["held_out"] is not None:
+        progress.begin("evaluation", metrics["held_out"]["rows"], metrics["held_out"]["rows"])
+    return metrics
+
+
+def _metrics(recipe: Recipe, folder: RunFolder, held_out: Evaluation | None) -> dict[str, Any]:
+    log = [line for line in folder.log() if "loss" in line]
+    losses = [line["loss"] for line in log]
+    return {
+        "method": recipe.method,
+        **folder.read_json(TRAINED),
+        "train_loss": final_loss(losses) if losses else None,
+        "held_out": None if held_out is None else held_out.to_dict(),
+        "seconds_start": folder.read_json(START_FACTS)["seconds"],
+        "seconds_training": log[-1]["seconds"] if log else None,
+        "seconds_per_step": _median_step(log),
+    }
+
+
+def _median_step(log: Sequence[dict[str, Any]]) -> float | None:
+    pairs = [(before, after) for before, after in pairwise(log) if after["step"] > before["step"]]
+    steps = [(after["seconds"] - before["seconds"]) / (after["step"] - before["step"]) for before, after in pairs]
+    return statistics.median(steps) if steps else None

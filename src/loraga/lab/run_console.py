@@ -1,0 +1,80 @@
+"""What a finished run and a finished evaluation say on a console."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from .methods import METHODS
+from .progress import spoken
+from .run_folder import FULL_RESULT, METRICS, PICTURE, RESULT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import Console
+
+    from .recipe import Recipe
+
+
+def show_run(recipe: Recipe, metrics: Mapping[str, Any], console: Console) -> None:
+    """Shows what came out of a run, and where it is.
+
+    Args:
+        recipe: what was run.
+        metrics: the content of metrics.json.
+        console: where.
+    """
+    folder = Path(str(recipe.output_dir))
+    table = Table(title=f"{METHODS[recipe.method].title} of {recipe.model}")
+    cells = {
+        "steps": str(metrics["steps"]),
+        "peak rate": f"{metrics['learning_rate']:.3g}",
+        "training loss": _number(metrics["train_loss"]),
+        **evaluation_cells(metrics["held_out"]),
+        "start": spoken(metrics["seconds_start"]),
+        "training": spoken(metrics["seconds_training"] or 0.0),
+    }
+    for heading in cells:
+        table.add_column(heading, justify="right")
+    table.add_row(*cells.values())
+    console.print(table)
+    for what, name in {
+        "Loss curve": PICTURE,
+        "All numbers": METRICS,
+        "Result": RESULT if METHODS[recipe.method].adapter else FULL_RESULT,
+    }.items():
+        console.print(f"{what:12s} {folder / name}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_evaluation(title: str, evaluation: Mapping[str, Any], console: Console) -> None:
+    """Shows what was measured on held-out rows.
+
+    Args:
+        title: of what.
+        evaluation: `Evaluation.to_dict()`.
+        console: where.
+    """
+    cells = {"rows": str(evaluation["rows"]), "target tokens": str(evaluation["terms"]), **evaluation_cells(evaluation)}
+    table = Table(title=title)
+    for heading in cells:
+        table.add_column(heading, justify="right")
+    table.add_row(*cells.values())
+    console.print(table)
+
+
+def evaluation_cells(evaluation: Mapping[str, Any] | None) -> dict[str, str]:
+    """Loss and metric of held-out rows, by their headings; nothing if nothing was measured."""
+    if evaluation is None:
+        return {}
+    cells = {"held-out loss": _number(evaluation["loss"])}
+    if evaluation["accuracy"] is not None:
+        interval = f"{100 * evaluation['low']:.1f} to {100 * evaluation['high']:.1f}"
+        cells[f"{evaluation['metric']} (95 %)"] = f"{100 * evaluation['accuracy']:.1f} % ({interval})"
+    return cells
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,186 @@
+"""The folder of one run: whose it is, what is in it, and how far the run got.
+
+recipe.yaml       every key with its value; the folder belongs to that recipe alone
+versions.json     what it was run with
+start/            the adapter before its first step, with the report of its start
+start.json        how long that took, and its totals: the start is done
+learning_rate.*   where the recipe says auto: the value, its curve, and what was measured later
+log.jsonl         a line a logging step
+checkpoint-N/     Trainer's
+loss.png          its picture
+adapter/          the result, a plain LoRA with its model card (model/ after full fine-tuning)
+trained.json      written after it: training is done
+evaluation.jsonl  a line a held-out row
+base.jsonl        the same of the base model, by `loraga evaluate --base`, which may come before the run
+metrics.json      written last: the run is done
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import LabError, SettingsError
+from .recipe_check import load_recipe
+from .recipe_file import recipe_text, recipe_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from .recipe import Recipe
+
+RECIPE, VERSIONS, LOG, METRICS, PICTURE = "recipe.yaml", "versions.json", "log.jsonl", "metrics.json", "loss.png"
+START, START_FACTS, RESULT, FULL_RESULT = "start", "start.json", "adapter", "model"
+TRAINED, EVALUATION, BASE = "trained.json", "evaluation.jsonl", "base.jsonl"
+RATE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, by the paths of what is in it."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run was carried out to its end."""
+        return (self / METRICS).is_file()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run has left anything here that another one must not take for its own."""
+        before = {".lock", *(made for name in (RECIPE, VERSIONS, BASE) for made in (name, f".{name}.unfinished"))}
+        return any(each.name not in before for each in self.path.iterdir())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What one of its JSON files holds."""
+        return read_json(self / name)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes one of its JSON files."""
+        write_json(self / name, content)
+
+    def losses(self) -> list[float]:
+        """The training losses of the log, in order."""
+        return [line["loss"] for line in self.log() if "loss" in line]
+
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of the log; a half line that a killed process left is not one."""
+        return read_lines(self / LOG)
+
+    def add_to_log(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to the log."""
+        with (self / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def cut_log(self, step: int) -> None:
+        """Drops the lines of steps after `step`, which are done again."""
+        kept = [line for line in self.log() if line["step"] <= step]
+        write_whole(self / LOG, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def folder_of(recipe: Recipe) -> RunFolder:
+    """The folder that a recipe names, whether it is there or not."""
+    return RunFolder(Path(str(recipe.output_dir)).expanduser())
+
+
+@contextmanager
+def open_folder(recipe: Recipe) -> Iterator[RunFolder]:
+    """Takes the recipe's folder for this process: makes it, or goes on in it if it is this recipe's.
+
+    Args:
+        recipe: with its output_dir.
+
+    Yields:
+        The folder.
+
+    Raises:
+        SettingsError: if it holds something else, or another process works in it.
+        LabError: if it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = folder_of(recipe)
+    require_own(folder, recipe)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        with lock:
+            write_whole(folder / RECIPE, recipe_text(recipe))
+            yield folder
+    except Timeout as cause:
+        raise SettingsError(f"another process works in {folder.path}; name another output_dir, or wait") from cause
+    except OSError as cause:
+        where = cause.filename or folder.path
+        raise LabError(f"cannot read or write {where}: {cause.strerror or cause}; what is there is kept") from cause
+
+
+def require_own(folder: RunFolder, recipe: Recipe) -> None:
+    """Refuses a folder that belongs to another recipe, or to something else.
+
+    Args:
+        folder: where the run is to be.
+        recipe: whose run it is.
+
+    Raises:
+        SettingsError: if it is not this recipe's.
+    """
+    if not folder.path.exists():
+        return
+    if not folder.path.is_dir():
+        raise SettingsError(f"{folder.path} is a file, not a folder; name another output_dir")
+    if not folder.has_begun:
+        return
+    if not (folder / RECIPE).exists():
+        raise SettingsError(f"{folder.path} holds something else and no {RECIPE}; name another output_dir")
+    there, here = recipe_values(load_recipe(folder / RECIPE)), recipe_values(recipe)
+    differing = [
+        f"{key} is {there.get(key)} there, {here.get(key)} here"
+        for key in dict.fromkeys([*here, *there])
+        if key != "output_dir" and there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise SettingsError(
+            f"{folder.path} is the folder of another run ({'; '.join(differing)}); "
+            "remove it, or name another output_dir"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file as a whole: one that is there is never half written. Its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file beside its place and moves it there when it is on the disk."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file that is added to; none if there is no file, and no half last line."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is half a line
+    return [json.loads(line) for line in lines if line]

@@ -1,0 +1,107 @@
+"""A recipe's method put on a base model, ready to train: an adapter with its start, or all parameters.
+
+One function for every method: what tells them apart is their entry in METHODS.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from loraga import initialize, load, load_gradients
+from loraga.passes import same_random_states
+
+from .arguments import training_arguments
+from .base_model import BaseModel
+from .errors import SettingsError
+from .methods import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from loraga import Report
+
+    from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Started:
+    """A model that is ready to train, how long its start took, and the start's report if it has one."""
+
+    model: Any
+    seconds: float
+    report: Report | None = None
+
+
+def load_base(recipe: Recipe) -> Any:
+    """The recipe's base model, on Trainer's device, and checkpointing for its start too if it is to train so."""
+    model = BaseModel.of(recipe).load().to(training_arguments(recipe).device)
+    if recipe.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def start(model: Any, recipe: Recipe, batches: Sequence[dict[str, Any]]) -> Started:
+    """Makes a base model ready to train, in place.
+
+    Args:
+        model: a fresh base model.
+        recipe: method, rank and the rest.
+        batches: micro-batches for a start along the gradient; not looked at otherwise.
+
+    Returns:
+        The model with its adapter, or with all parameters trainable.
+    """
+    began = time.perf_counter()
+    method = METHODS[recipe.method]
+    if not method.adapter:
+        return Started(model.requires_grad_(True), time.perf_counter() - began)
+    peft_model = with_adapter(model, recipe)
+    report = None
+    if method.scheme is not None:
+        report = initialize(
+            peft_model,
+            batches,
+            gamma=recipe.gamma,
+            num_batches=None,
+            scheme=method.scheme,
+            stability=recipe.stability,
+            offset=recipe.offset,
+            gradients=None if recipe.gradients is None else load_gradients(recipe.gradients),
+            seed=recipe.seed,
+            progress=False,
+        )
+    return Started(peft_model, time.perf_counter() - began, report)
+
+
+def continued(model: Any, recipe: Recipe, directory: Path) -> Any:
+    """A base model ready to train on from an adapter that is there; no gradient is looked at."""
+    if not METHODS[recipe.method].adapter:
+        return model.requires_grad_(True)
+    return load(model, directory, is_trainable=True)
+
+
+def with_adapter(model: Any, recipe: Recipe) -> Any:
+    """Puts the recipe's adapter on a model as PEFT starts it, seeded, without touching the global random state."""
+    method, base = METHODS[recipe.method], BaseModel.of(recipe)
+    with same_random_states():
+        torch.manual_seed(recipe.seed)
+        config = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+            lora_dropout=recipe.dropout,
+            use_rslora=method.use_rslora,
+            target_modules=recipe.target_modules,
+            task_type="SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM",
+        )
+        try:
+            peft_model = get_peft_model(model, config)
+        except ValueError as cause:  # no layer of these names, or one that takes no adapter
+            raise SettingsError(f"target_modules: {' '.join(str(cause).split())}") from cause
+    peft_model.peft_config["default"].base_model_name_or_path = base.address
+    return peft_model
