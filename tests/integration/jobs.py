@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -78,8 +79,8 @@ def write_half_and_die(path: Path) -> None:
     die()
 
 
-def die_while_writing(file_name: str, step: int) -> None:
-    """Makes this process die when half of one of checkpoint-STEP's files is written."""
+def die_while_writing(file_name: str, folder: str) -> None:
+    """Makes this process die when half of a file is written into a folder whose path holds this word."""
     import transformers.trainer
     import transformers.trainer_callback
 
@@ -89,7 +90,7 @@ def die_while_writing(file_name: str, step: int) -> None:
         def wrapped(*args, **kwargs):
             result = write_file(*args, **kwargs)
             path = Path(args[position])
-            if path.name == file_name and f"checkpoint-{step}" in str(path):
+            if path.name == file_name and folder in str(path):
                 write_half_and_die(path)
             return result
 
@@ -104,10 +105,65 @@ def die_while_writing(file_name: str, step: int) -> None:
 def killed(run: str, output: str, event: str, step: int) -> None:
     """A training run that ends by SIGKILL, or by itself where event is "never"."""
     if event.startswith("writing "):
-        die_while_writing(event.removeprefix("writing "), step)
+        die_while_writing(event.removeprefix("writing "), f"checkpoint-{step}")
     model = started()
     trainer(model, run, callbacks=[Killer(event, step)], save_total_limit=2).train()
     write(adapter_state(model), output)
+
+
+class Signaller(TrainerCallback):
+    """Sends its own process a signal at the end of a step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def command(words: list[str], folder: str, output: str, event: str = "never", step: int = 0) -> None:
+    """`loraga WORDS` in a folder, to which something happens; writes its exit code and its stderr."""
+    import contextlib
+    import io
+    import resource
+
+    from transformers.trainer import DEFAULT_CALLBACKS
+
+    from loraga.cli import main
+
+    os.chdir(folder)
+    if event.startswith("writing "):
+        die_while_writing(event.removeprefix("writing "), "/.start." if step == 0 else f"checkpoint-{step}")
+    elif event.startswith("signal "):
+        DEFAULT_CALLBACKS.append(Signaller(int(event.removeprefix("signal ")), step))
+    elif event == "full disk":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (step, resource.RLIM_INFINITY))  # bytes of a file
+    elif event == "evaluation":
+        from loraga.lab import evaluation
+
+        evaluation.generate = _dying_at_the_second_call(evaluation.generate)
+    else:
+        DEFAULT_CALLBACKS.append(Killer(event, step))
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main(words)
+    if event == "full disk":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    Path(output).write_text(json.dumps({"code": code, "stderr": said.getvalue()}))
+
+
+def _dying_at_the_second_call(function):
+    calls = []
+
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            die()
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 def go_on(run: str, output: str) -> None:

@@ -6,16 +6,15 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from loraga.lab import demo_console
+from loraga.lab.demo_console import show_demo
 
 from .conftest import use_tiny_model
 
 
 def run(folder):
     stream = io.StringIO()
-    outcome = demo_console.run(
-        folder / "out", steps=60, seed=0, quick_run=True, console=Console(file=stream, width=demo_console.WIDTH)
-    )
+    console = Console(file=stream, width=110)
+    outcome = show_demo(folder / "out", steps=60, seed=0, quick=True, console=console)
     return stream.getvalue(), outcome
 
 
@@ -24,16 +23,22 @@ def shown(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_model(patch, folder)
-        return *run(folder), folder
+        yield *run(folder), folder
 
 
-def test_console_says_first_what_it_will_do_and_how_long_it_takes(shown):
+def test_console_says_first_what_it_will_do(shown):
     text, *_ = shown
 
-    before = text[: text.index(" left  ")]
+    before = text[: text.index(" %  ")]
     assert "SmolLM2-135M-Instruct" in before
     assert re.search(r"runs of 4 steps with 4 questions", before)
-    assert re.search(r"A step takes \d+\.\d s here, the rest about \d+", before)
+    assert "gamma=4096" in before
+
+
+def test_console_says_how_much_time_is_left(shown):
+    text, *_ = shown
+
+    assert re.search(r"\d+ %  \d+ s left  LoRA at ", text)
 
 
 def test_table_holds_every_row_and_number(shown):
@@ -56,13 +61,12 @@ def test_printed_lines_load_the_adapter_with_plain_peft(shown):
     assert str(outcome.picture) in text
 
 
-def test_a_finished_demo_shows_its_table_again_without_training(shown, monkeypatch):
+def test_a_finished_demo_shows_its_table_again_without_training(shown):
     _, outcome, folder = shown
-    use_tiny_model(monkeypatch, folder)
-    monkeypatch.setattr("loraga.lab.experiment.train", lambda *args: pytest.fail("trained again"))
-    monkeypatch.setattr(demo_console, "time_one_step", lambda experiment: pytest.fail("timed again"))
+    kept = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("log.jsonl")}
 
     text, again = run(folder)
 
     assert again == outcome
     assert "held-out" in text
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -1,32 +1,50 @@
 """The demo: LoRA and LoRA-GA fine-tune a small language model on a task that it cannot do.
 
-    plan, timed step --> base --> suggested rates --> runs at each method's best and at the common rate --> Outcome
+    demo.yaml --> base --> gradient --> suggested rates --> runs at each method's best and the common rate --> Outcome
 
-Each part is kept in results.json as soon as it is done; the same command goes on after the last one.
+Each part is what `loraga evaluate`, `loraga estimate` and `loraga train` do, in a folder of its own within the demo's,
+so the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from . import experiment as lab
+from rich.console import Console
+
 from . import rates as rates_file
 from .curves import final_loss, steps_until
-from .experiment import Advance, Experiment, run_key
+from .evaluate_run import evaluate_recipe
 from .figures import Curve, draw_losses
+from .initial import estimate
 from .methods import METHODS
-from .store import Store
+from .recipe_check import load_recipe
+from .recipe_file import recipe_values
+from .rows import read_rows
+from .run import run, suggest
+from .run_folder import EVALUATION, METRICS, RATE, RESULT, RunFolder, folder_of, read_json, read_lines, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
+    from .progress import WorkProgress
     from .rates import Rates
+    from .recipe import Recipe
 
+RECIPE = "demo.yaml"
+DEMO_METHODS = ("lora", "lora_ga")
 RESULTS, PICTURE = "results.json", "loss.png"
+BASE, BASE_ROWS, GRADIENTS, GRADIENT_FACTS = "base.json", "base.jsonl", "gradients.safetensors", "gradients.json"
 COLOURS = {"lora": "tab:blue", "lora_ga": "tab:orange"}
+EXAMPLES = 3  # answers shown
+RATE_BATCHES = 4
+
+# What each costs in training steps, so that one bar says how much is left.
+STEPS_EACH = {"training": 1.0, "evaluation": 0.08, "gradient": 9.0, "suggestion": 7.0 * RATE_BATCHES}
+SILENT = Console(quiet=True)
 
 
 @dataclass(frozen=True)
@@ -35,14 +53,14 @@ class Row:
 
     Attributes:
         title: what was run.
-        loss: on the held-out items, in nats per answer token.
-        accuracy: exact match on the held-out items, from 0 to 1.
+        loss: on the held-out rows, in nats per target token.
+        accuracy: exact match on the held-out rows, from 0 to 1.
         method: a key of METHODS.
         rate_kind: "best", "common" or "best and common".
         learning_rate: the peak.
         suggested_rate: what `suggest_learning_rate` says for the method's start.
         steps_to_lora: step at which the mean loss of ten steps reached LoRA's final one at the same kind of rate.
-        seconds_initialisation: time to put the adapter on the model.
+        seconds_initialisation: time to put the adapter on the model, with the estimate of the gradient.
         seconds_per_step: the median training step.
     """
 
@@ -75,110 +93,165 @@ class Outcome:
     adapter: Path
 
 
-def quick(experiment: Experiment) -> Experiment:
-    """A smoke run of everything, too short to say anything about the methods."""
-    return replace(experiment, steps=min(experiment.steps, 4), batch_size=4, test=8, validation=8)
+def demo_recipe(folder: Path, steps: int | None = None, seed: int = 0, *, quick: bool = False) -> Recipe:
+    """The recipe that comes with the package, for a folder.
+
+    Args:
+        folder: where the demo goes.
+        steps: training steps a run; None for the recipe's own.
+        seed: of rows and adapters.
+        quick: a smoke run of everything, too short to say anything about the methods.
+
+    Returns:
+        The recipe, from which each run's is made.
+    """
+    with resources.as_file(resources.files(__package__).joinpath(RECIPE)) as file:
+        recipe = load_recipe(file)
+    steps = steps or int(recipe.max_steps or 0)
+    size = recipe.per_device_train_batch_size
+    if quick:
+        steps, size = min(steps, 4), 4
+        recipe = replace(recipe, held_out_rows=8)
+    return replace(
+        recipe,
+        max_steps=steps,
+        per_device_train_batch_size=size,
+        rows=steps * size,
+        seed=seed,
+        output_dir=str(folder),
+    )
+
+
+def variant(recipe: Recipe, method: str, learning_rate: float | Literal["auto"], folder: Path) -> Recipe:
+    """The recipe of one run: another method or rate, in a folder below."""
+    return replace(
+        recipe,
+        method=method,
+        gamma=recipe.gamma if METHODS[method].uses_gamma else None,
+        learning_rate=learning_rate,
+        output_dir=str(folder / f"{method}-{learning_rate}"),
+    )
 
 
 class Demo:
     """The demo's parts, in a folder.
 
     Args:
-        experiment: what is run.
-        folder: where results, picture and adapters go, and where a demo that was interrupted goes on.
+        recipe: what is run; its output folder is the demo's.
         rates: the learning rates; by default those that come with the package.
     """
 
-    def __init__(self, experiment: Experiment, folder: Path, rates: Rates | None = None) -> None:
-        self.experiment = experiment
-        self.folder = folder
+    def __init__(self, recipe: Recipe, rates: Rates | None = None) -> None:
+        self.recipe = recipe
+        self.folder = Path(str(recipe.output_dir))
         self.rates = rates or rates_file.stored()
-        settings = {**experiment.settings(), "best_rates": self.rates.best, "common_rate": self.rates.common}
-        self._store = Store(folder / RESULTS, settings)
 
     def runs(self) -> list[tuple[str, float]]:
         """The (method, rate) pairs to run: best rates, then the common one; a pair that coincides is run once."""
-        best = [(method, self.rates.best[method]) for method in METHODS]
-        return list(dict.fromkeys([*best, *((method, self.rates.common) for method in METHODS)]))
+        best = [(method, self.rates.best[method]) for method in DEMO_METHODS]
+        return list(dict.fromkeys([*best, *((method, self.rates.common) for method in DEMO_METHODS)]))
 
-    def work(self) -> dict[str, float]:
-        """{part: what it costs, in training steps}, in the order of the parts."""
-        cost = self.experiment.cost
-        parts = {"base": cost.evaluation(self.experiment.test)}
-        parts |= {_suggestion_key(method): cost.suggestion(method) for method in METHODS}
-        return parts | {run_key(*pair): cost.run(pair[0], self.experiment.test) for pair in self.runs()}
+    def work(self) -> float:
+        """All of it, in training steps."""
+        evaluation = STEPS_EACH["evaluation"] * int(self.recipe.held_out_rows or 0)
+        one_run = STEPS_EACH["training"] * int(self.recipe.max_steps or 0) + evaluation
+        before = evaluation + STEPS_EACH["gradient"] + len(DEMO_METHODS) * STEPS_EACH["suggestion"]
+        return before + len(self.runs()) * one_run
 
-    def is_done(self, part: str) -> bool:
-        """Whether a part of the work is in the results already."""
-        return part in self._store.results
-
-    def carry_out(self, advance: Advance) -> Outcome:
+    def carry_out(self, progress: WorkProgress) -> Outcome:
         """Does every part that is not done yet, and sums up.
 
         Args:
-            advance: told about the work done.
+            progress: told about the work done, in training steps.
 
         Returns:
             The table and what goes with it; also written into the folder.
         """
-        self._store.once("base", partial(lab.evaluate_base, self.experiment, advance))
-        for method in METHODS:
-            picture = self.folder / f"learning_rate_{method}.png"
-            suggest = partial(lab.suggest_rate, self.experiment, method, picture, advance)
-            self._store.once(_suggestion_key(method), suggest)
+        self._evaluate_base(_Part(progress, "base"))
+        self._estimate(_Part(progress, "gradient"))
+        for method in DEMO_METHODS:
+            self._suggest(method, _Part(progress, f"learning rate for {METHODS[method].title}"))
         for method, rate in self.runs():
-            self._store.once(run_key(method, rate), partial(self._run, method, rate, advance))
+            run(self._run(method, rate), SILENT, _Part(progress, f"{METHODS[method].title} at {rate:g}"))
         return self._summary()
 
-    def adapter(self, method: str, rate: float) -> Path:
-        """The folder of a run's trained adapter."""
-        return self.folder / "adapters" / f"{method}-{rate:g}"
+    def _run(self, method: str, rate: float | Literal["auto"]) -> Recipe:
+        made = variant(self.recipe, method, rate, self.folder / "runs")
+        return replace(made, gradients=str(self.folder / GRADIENTS)) if METHODS[method].uses_gradient else made
 
-    def _run(self, method: str, rate: float, advance: Advance) -> dict[str, Any]:
-        return lab.run(
-            self.experiment, method, rate, self.experiment.splits.test, advance, save=self.adapter(method, rate)
-        )
+    def _suggestion(self, method: str) -> Recipe:
+        return replace(self._run(method, "auto"), output_dir=str(self.folder / "suggestions" / method))
+
+    def _evaluate_base(self, part: _Part) -> None:
+        file = self.folder / BASE
+        if file.is_file():
+            part.begin("evaluation", *[read_json(file)["rows"]] * 2)
+        else:
+            write_json(file, evaluate_recipe(self.recipe, None, True, self.folder / BASE_ROWS, SILENT, part).to_dict())
+
+    def _estimate(self, part: _Part) -> None:
+        file = self.folder / GRADIENT_FACTS
+        part.begin("gradient", 1, int(file.is_file()))
+        if not file.is_file():
+            write_json(file, estimate(self.recipe, self.folder / GRADIENTS, SILENT))
+            part.advance(1, "done")
+
+    def _suggest(self, method: str, part: _Part) -> None:
+        recipe = self._suggestion(method)
+        known = (folder_of(recipe) / RATE).is_file()
+        part.begin("suggestion", 1, int(known))
+        rate = suggest(recipe, SILENT, RATE_BATCHES)
+        if not known:
+            part.advance(1, f"{rate:.1e}")
 
     def _summary(self) -> Outcome:
         outcome = Outcome(
             rows=self._rows(),
             examples=self._examples(),
             picture=self.folder / PICTURE,
-            adapter=self.adapter("lora_ga", self.rates.best["lora_ga"]),
+            adapter=self._folder_of("lora_ga", self.rates.best["lora_ga"]) / RESULT,
         )
-        draw_losses(self._curves(), outcome.picture, f"{self.experiment.task.name}: identical batches for each run")
-        self._store.write_summary({"table": [vars(row) for row in outcome.rows]})
+        draw_losses(self._curves(), outcome.picture, "chain_sum: identical batches for each run")
+        runs = {f"{method} at {rate:g}": self._metrics(method, rate) for method, rate in self.runs()}
+        content = {"recipe": recipe_values(self.recipe), "table": [vars(row) for row in outcome.rows], "runs": runs}
+        write_json(self.folder / RESULTS, content)
         return outcome
 
-    def _record(self, method: str, rate: float) -> dict[str, Any]:
-        return self._store.results[run_key(method, rate)]
+    def _folder_of(self, method: str, rate: float) -> RunFolder:
+        return folder_of(self._run(method, rate))
+
+    def _metrics(self, method: str, rate: float) -> dict[str, Any]:
+        folder = self._folder_of(method, rate)
+        return {**folder.read_json(METRICS), "losses": folder.losses()}
 
     def _rows(self) -> tuple[Row, ...]:
-        base = self._store.results["base"]
+        base = read_json(self.folder / BASE)
         rows = [Row("base", base["loss"], base["accuracy"])]
         for kind, chosen in self._kinds().items():
-            target = final_loss(self._record("lora", chosen["lora"])["losses"])
+            target = final_loss(self._metrics("lora", chosen["lora"])["losses"])
             rows += [self._row(method, rate, kind, target) for method, rate in chosen.items()]
         return tuple(rows)
 
     def _kinds(self) -> dict[str, dict[str, float]]:
-        best = {method: self.rates.best[method] for method in METHODS}
-        common = dict.fromkeys(METHODS, self.rates.common)
+        best = {method: self.rates.best[method] for method in DEMO_METHODS}
+        common = dict.fromkeys(DEMO_METHODS, self.rates.common)
         return {"best and common": best} if best == common else {"best": best, "common": common}
 
     def _row(self, method: str, rate: float, kind: str, target: float) -> Row:
-        record = self._record(method, rate)
+        metrics = self._metrics(method, rate)
+        suggestion = folder_of(self._suggestion(method)).read_json(RATE)
+        gradient = read_json(self.folder / GRADIENT_FACTS)["seconds"] if METHODS[method].uses_gradient else 0.0
         return Row(
             title=METHODS[method].title,
             method=method,
             rate_kind=kind,
             learning_rate=rate,
-            suggested_rate=self._store.results[_suggestion_key(method)]["value"],
-            loss=record["loss"],
-            accuracy=record["accuracy"],
-            steps_to_lora=steps_until(record["losses"], target),
-            seconds_initialisation=record["seconds_initialisation"],
-            seconds_per_step=record["seconds_per_step"],
+            suggested_rate=suggestion["value"],
+            loss=metrics["held_out"]["loss"],
+            accuracy=metrics["held_out"]["accuracy"],
+            steps_to_lora=steps_until(metrics["losses"], target),
+            seconds_initialisation=gradient + metrics["seconds_start"],
+            seconds_per_step=metrics["seconds_per_step"],
         )
 
     def _curves(self) -> list[Curve]:
@@ -186,7 +259,7 @@ class Demo:
         return [
             Curve(
                 label=f"{METHODS[method].title}, learning rate {rate:g}",
-                losses=self._record(method, rate)["losses"],
+                losses=self._metrics(method, rate)["losses"],
                 colour=COLOURS[method],
                 dashed=rate != best[method],
             )
@@ -194,14 +267,32 @@ class Demo:
         ]
 
     def _examples(self) -> tuple[tuple[str, str, Mapping[str, str]], ...]:
-        said = {"base": self._store.results["base"]["answers"]}
-        for method in METHODS:
-            said[METHODS[method].title] = self._record(method, self.rates.best[method])["answers"]
+        said = {"base": read_answers(self.folder / BASE_ROWS)}
+        for method in DEMO_METHODS:
+            said[METHODS[method].title] = read_answers(self._folder_of(method, self.rates.best[method]) / EVALUATION)
+        asked = read_rows(self.recipe).held_out[:EXAMPLES]
         return tuple(
-            (item.question, item.answer, {who: answers[row] for who, answers in said.items()})
-            for row, item in enumerate(self.experiment.splits.test[: lab.EXAMPLES])
+            (row["question"], row["answer"], {who: answers[index] for who, answers in said.items()})
+            for index, row in enumerate(asked)
         )
 
 
-def _suggestion_key(method: str) -> str:
-    return f"suggested rate, {method}"
+class _Part:
+    """Counts a part of the demo in training steps on the bar of the whole."""
+
+    def __init__(self, whole: WorkProgress, title: str) -> None:
+        self._whole, self._title, self._unit = whole, title, 1.0
+
+    def begin(self, what: str, total: float, done: float) -> None:
+        """A part of the part begins: so many steps, rows, or one whole."""
+        self._unit = STEPS_EACH[what]
+        self._whole.skip(done * self._unit, f"{self._title}: {what}")
+
+    def advance(self, work: float, note: str) -> None:
+        """Some of it was done."""
+        self._whole.advance(work * self._unit, f"{self._title}: {note}")
+
+
+def read_answers(file: Path) -> list[str]:
+    """The answers of an evaluation's rows."""
+    return [line["answer"] for line in read_lines(file)[1:]]

@@ -2,104 +2,77 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from . import smollm2
-from .demo import RESULTS, Demo, Outcome, Row, quick
-from .experiment import Experiment, time_one_step
+from .demo import RESULTS, Demo, Outcome, Row, demo_recipe
 from .methods import METHODS
-from .progress import WorkProgress, spoken
+from .progress import WorkProgress
+from .quiet import quiet_libraries
+from .rows import read_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.console import Console
+
+    from .recipe import Recipe
+
+TASK = "chain_sum"
 HEADINGS = ("learning rate", "suggested", "held-out\nloss", "exact\nmatch", "steps to\nLoRA's end", "start", "step")
-WIDTH = 110  # columns, where the output is no terminal
 
 
-def run(folder: Path, *, steps: int, seed: int, quick_run: bool, console: Console | None = None) -> Outcome:
+def show_demo(folder: Path, steps: int, seed: int, quick: bool, console: Console) -> Outcome:
     """Runs the demo and shows it.
 
     Args:
         folder: where everything goes.
         steps: training steps a run.
-        seed: of items and adapters.
-        quick_run: only a smoke run.
-        console: where it is shown; by default the process's output.
+        seed: of rows and adapters.
+        quick: only a smoke run.
+        console: where it is shown.
 
     Returns:
         What was found.
     """
-    console = console or _console()
-    experiment = Experiment(steps=steps, seed=seed)
-    demo = Demo(quick(experiment) if quick_run else experiment, folder)
-    _quieten_libraries()
+    demo = Demo(demo_recipe(folder, steps, seed, quick=quick))
     _announce(demo, console)
-    work = demo.work()
-    open_parts = [part for part in work if not demo.is_done(part)]
-    seconds = _time_step(demo, console) if open_parts else 0.0
-    with WorkProgress(console, sum(work.values()), seconds) as progress:
-        done = sum(cost for part, cost in work.items() if demo.is_done(part))
-        if done:
-            progress.skip(done)
-        outcome = demo.carry_out(progress.advance)
-    _show(demo, outcome, console, quick_run=quick_run)
+    if not smollm2.is_converted():
+        console.print(f"Converting {smollm2.TITLE} once, about half a minute ...", highlight=False)
+        with quiet_libraries():
+            smollm2.converted()
+    with WorkProgress(console) as progress:
+        progress.begin("demo", demo.work())
+        outcome = demo.carry_out(progress)
+    _show(demo, outcome, console, quick=quick)
     return outcome
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
-def _quieten_libraries() -> None:
-    # Progress bars and notices of the libraries below would tear this one's apart.
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("loraga").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-
 def _announce(demo: Demo, console: Console) -> None:
-    experiment = demo.experiment
-    item = experiment.splits.test[0]
+    recipe = demo.recipe
+    row = read_rows(recipe).held_out[0]
     console.print(
-        f"[bold]{smollm2.TITLE} learns {experiment.task.name}[/bold], a task of reasoning-gym with one right answer "
-        f"a question:\n  {escape(item.question)}  ->  {escape(item.answer)}",
+        f"[bold]{smollm2.TITLE} learns {TASK}[/bold], a task of reasoning-gym with one right answer "
+        f"a question:\n  {escape(row['question'])}  ->  {escape(row['answer'])}",
         highlight=False,
     )
     runs = ", ".join(f"{METHODS[method].title} at {rate:g}" for method, rate in demo.runs())
     console.print(
-        f"Base model, then {len(demo.runs())} runs of {experiment.steps} steps with {experiment.batch_size} questions "
-        f"each: {runs}. Each is asked {experiment.test} questions that no run trained on.\n"
-        f"Both methods: all linear layers, r={experiment.adapter.rank}, alpha={experiment.adapter.alpha}; LoRA-GA with "
-        f"gamma={experiment.adapter.gamma:g}. Learning rates: each method's best of a search, and their common best.",
+        f"Base model, then {len(demo.runs())} runs of {recipe.max_steps} steps with "
+        f"{recipe.per_device_train_batch_size} questions each: {runs}. Each is asked {recipe.held_out_rows} questions "
+        f"that no run trained on.\nBoth methods: all linear layers, r={recipe.rank}, alpha={recipe.alpha:g}; LoRA-GA "
+        f"with gamma={recipe.gamma:g}. Learning rates: each method's best of a search, and their common best.",
         highlight=False,
     )
     console.print(f"Everything goes to {demo.folder}; interrupted, the same command goes on.", highlight=False)
 
 
-def _time_step(demo: Demo, console: Console) -> float:
-    if not smollm2.is_converted():
-        console.print(f"Converting {smollm2.TITLE} once, about half a minute ...", highlight=False)
-        smollm2.converted()
-    seconds = time_one_step(demo.experiment)
-    left = sum(cost for part, cost in demo.work().items() if not demo.is_done(part))
-    console.print(f"A step takes {seconds:.1f} s here, the rest about {spoken(seconds * left)}.\n", highlight=False)
-    return seconds
-
-
-def _show(demo: Demo, outcome: Outcome, console: Console, *, quick_run: bool) -> None:
-    console.print(_table(outcome.rows, demo.experiment))
-    if quick_run:
+def _show(demo: Demo, outcome: Outcome, console: Console, *, quick: bool) -> None:
+    console.print(_table(outcome.rows, demo.recipe))
+    if quick:
         console.print("A smoke run: too short to say anything about the methods.", highlight=False)
     console.print(_examples(outcome))
     for line in (
@@ -114,9 +87,9 @@ def _show(demo: Demo, outcome: Outcome, console: Console, *, quick_run: bool) ->
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(rows: tuple[Row, ...], experiment: Experiment) -> Table:
+def _table(rows: tuple[Row, ...], recipe: Recipe) -> Table:
     table = Table(
-        title=f"{experiment.task.name}, {experiment.steps} steps, {experiment.test} held-out questions",
+        title=f"{TASK}, {recipe.max_steps} steps, {recipe.held_out_rows} held-out questions",
         caption="steps to LoRA's end: the step at which the mean training loss of ten steps reached LoRA's last one "
         "at the same kind of rate, on identical batches",
     )

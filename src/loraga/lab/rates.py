@@ -38,19 +38,18 @@ def stored() -> Rates:
     return Rates(best=content["best"], common=content["common"])
 
 
-def choose(runs: Iterable[Mapping[str, Any]]) -> Rates:
+def choose(runs: Iterable[tuple[str, float, float]]) -> Rates:
     """Chooses rates from finished runs.
 
     Args:
-        runs: records with method, learning_rate and loss; a loss that is not finite never wins.
+        runs: (method, learning rate, held-out loss) of each; a loss that is not finite never wins.
 
     Returns:
         The best rate of each method, and of the rates that all methods tried the best common one.
     """
     losses: dict[str, dict[float, float]] = {}
-    for record in runs:
-        loss = record["loss"]
-        losses.setdefault(record["method"], {})[record["learning_rate"]] = loss if math.isfinite(loss) else math.inf
+    for method, rate, loss in runs:
+        losses.setdefault(method, {})[rate] = loss if math.isfinite(loss) else math.inf
     shared = set.intersection(*(set(tried) for tried in losses.values()))
     return Rates(
         best={method: min(tried, key=tried.__getitem__) for method, tried in losses.items()},

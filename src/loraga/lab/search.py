@@ -1,7 +1,8 @@
 """The search for the demo's learning rates: `python -m loraga.lab.search`.
 
 Each method runs at rates in factors of 2; as long as a method's best one lies at the edge of what it has tried, the
-next one outside is tried too. The rates are chosen by the loss on validation items, which the demo never shows.
+next one outside is tried too. Rows are drawn by another data seed than the demo's, so that what it shows has chosen
+nothing.
 Interrupted, the same command goes on after the last finished run.
 """
 
@@ -14,50 +15,58 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from loraga.errors import LoragaError
 
-from .curves import final_loss
+from .demo import DEMO_METHODS, demo_recipe, variant
 from .errors import SettingsError
-from .experiment import Advance, Experiment, run, run_key
-from .methods import METHODS, Adapter
+from .progress import WorkProgress
 from .rates import FILE, Rates, choose
-from .store import Store
+from .recipe_file import recipe_values
+from .run import run
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 FIRST_RATES = (0.002, 0.004)
 MOST_RATES = 7  # a method's, then it stays at the edge
+OTHER_ROWS = 1000  # added to the data seed: the demo's held-out rows choose nothing
 
 Runs = list[Mapping[str, Any]]
 
 
-def search(experiment: Experiment, store: Store, first_rates: Iterable[float], advance: Advance) -> Runs:
+def search(recipe: Recipe, first_rates: Iterable[float], carry_out: Callable[[Recipe], Mapping[str, Any]]) -> Runs:
     """Runs every method at the first rates, and further out as long as the best one lies at an edge.
 
     Args:
-        experiment: what is run; its validation items decide.
-        store: where finished runs are kept.
+        recipe: what is run; its held-out rows decide.
         first_rates: tried by every method.
-        advance: told about the work done.
+        carry_out: runs a recipe and gives its metrics.
 
     Returns:
-        The runs' records.
+        The runs' metrics.
     """
+    folder = Path(str(recipe.output_dir))
 
     def tried(method: str, rate: float) -> Mapping[str, Any]:
-        return store.once(
-            run_key(method, rate),
-            lambda: run(experiment, method, rate, experiment.splits.validation, advance),
-        )
+        return carry_out(variant(recipe, method, rate, folder))
 
     rates = sorted(first_rates)
     runs: Runs = []
-    for method in METHODS:
+    for method in DEMO_METHODS:
         records = {rate: tried(method, rate) for rate in rates}
-        while (further := next_rate({rate: record["loss"] for rate, record in records.items()})) is not None:
+        while (further := next_rate({rate: loss_of(record) for rate, record in records.items()})) is not None:
             records[further] = tried(method, further)
         runs += [records[rate] for rate in sorted(records)]
     return runs
+
+
+def loss_of(metrics: Mapping[str, Any]) -> float:
+    """The held-out loss of a run."""
+    return metrics["held_out"]["loss"]
 
 
 def next_rate(losses: Mapping[float, float]) -> float | None:
@@ -77,56 +86,58 @@ def next_rate(losses: Mapping[float, float]) -> float | None:
     return float(f"{best * 2:.3g}") if best == max(losses) else None
 
 
-def package_data(experiment: Experiment, command: str, runs: Runs, rates: Rates) -> dict[str, Any]:
-    """What is kept of a search: its command, its settings, each run's numbers, and the choice."""
+def package_data(recipe: Recipe, command: str, runs: Runs, rates: Rates) -> dict[str, Any]:
+    """What is kept of a search: its command, its recipe, each run's numbers, and the choice."""
     return {
         "command": command,
-        "settings": experiment.settings(),
+        "recipe": recipe_values(recipe),
         "runs": [
             {
-                "method": record["method"],
-                "learning_rate": record["learning_rate"],
-                "validation_loss": round(record["loss"], 4),
-                "validation_accuracy": record["accuracy"],
-                "training_loss_of_the_last_ten_steps": round(final_loss(record["losses"]), 4),
-                "seconds_per_step": round(record["seconds_per_step"], 2),
+                "method": metrics["method"],
+                "learning_rate": metrics["learning_rate"],
+                "held_out_loss": round(loss_of(metrics), 4),
+                "held_out_accuracy": metrics["held_out"]["accuracy"],
+                "training_loss_of_the_last_ten_steps": round(metrics["train_loss"], 4),
+                "seconds_per_step": round(metrics["seconds_per_step"], 2),
             }
-            for record in runs
+            for metrics in runs
         ],
         "best": dict(rates.best),
         "common": rates.common,
     }
 
 
-def main(arguments: list[str] | None = None, say: Callable[[str], object] = sys.stdout.write) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Searches, and writes the file that the demo reads.
 
     Args:
         arguments: of the command line.
-        say: takes a line of progress.
 
     Returns:
         The exit code.
     """
     parser = argparse.ArgumentParser(prog="python -m loraga.lab.search", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("search_output"), help="where finished runs are kept")
+    parser.add_argument("--output", type=Path, default=Path("search_output"), help="where the runs go")
     parser.add_argument("--rates", type=float, nargs="+", default=FIRST_RATES)
-    parser.add_argument("--gamma", type=float, default=Adapter().gamma)
+    parser.add_argument("--steps", type=int, help="training steps a run, by default the demo's")
     parser.add_argument("--write", type=Path, default=Path(__file__).with_name(FILE), help="written at the end")
     options = parser.parse_args(arguments)
-    experiment = replace(Experiment(), adapter=Adapter(gamma=options.gamma))
+    recipe = demo_recipe(options.output, options.steps)
+    recipe = replace(recipe, data_seed=recipe.seed + OTHER_ROWS)
+    console = Console(stderr=True)
 
-    def advance(work: float, note: str) -> None:
-        say(note + "\n")
+    def carry_out(one: Recipe) -> Mapping[str, Any]:
+        with WorkProgress(console) as progress:
+            return run(one, console, progress)
 
     try:
-        store = Store(options.output / "search.json", experiment.settings())
-        runs = search(experiment, store, options.rates, advance)
+        runs = search(recipe, options.rates, carry_out)
     except LoragaError as error:
         sys.stderr.write(f"{error}\n")
         return 2 if isinstance(error, SettingsError) else 1
     words = sys.argv[1:] if arguments is None else arguments
-    content = package_data(experiment, " ".join(["python -m loraga.lab.search", *words]), runs, choose(runs))
+    rates = choose((metrics["method"], metrics["learning_rate"], loss_of(metrics)) for metrics in runs)
+    content = package_data(recipe, " ".join(["python -m loraga.lab.search", *words]), runs, rates)
     options.write.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0
 

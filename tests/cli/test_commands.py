@@ -1,0 +1,227 @@
+"""The commands one after the other, as a user types them, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from loraga.cli import main
+from tests.integration.common import assert_same
+from tests.lab.conftest import byte_tokenizer, tiny_model
+
+from .workplace import build
+
+MORE = "held_out_rows: 4\nmetric: exact_match\nmax_new_tokens: 3\nrank: 4\ngamma: 64\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    build(folder)
+    recipe = folder / "good.yaml"
+    recipe.write_text(recipe.read_text() + MORE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "good.yaml", "output_dir=trained"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(place, monkeypatch, capsys):
+    """Runs a command that must succeed, and gives what it printed."""
+    monkeypatch.chdir(place)
+
+    def command(*words):
+        assert main(list(words)) == 0
+        return capsys.readouterr().out
+
+    return command
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.arange(30)[None]).logits
+
+
+def base(place):
+    return AutoModelForCausalLM.from_pretrained(place / "tiny")
+
+
+def test_train_leaves_everything_in_its_folder(place):
+    folder = place / "trained"
+
+    expected = {"recipe.yaml", "versions.json", "log.jsonl", "metrics.json", "loss.png", "adapter", "evaluation.jsonl"}
+    assert expected <= {each.name for each in folder.iterdir()}
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "loraga_report.json"} <= {
+        each.name for each in (folder / "adapter").iterdir()
+    }
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2]
+    assert {"loss", "learning_rate", "tokens", "seconds", "peak_memory"} <= set(log[0])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert metrics["held_out"]["rows"] == 4
+
+
+def test_the_trained_adapter_is_loaded_by_plain_peft(place):
+    original = logits(base(place))
+    trained = logits(PeftModel.from_pretrained(base(place), place / "trained" / "adapter"))
+
+    assert not torch.allclose(trained, original, atol=1e-3)
+
+
+def test_the_resolved_recipe_trains_the_same_adapter(place, run):
+    again = place / "again.yaml"
+    again.write_text((place / "trained" / "recipe.yaml").read_text())
+
+    run("train", "again.yaml", "output_dir=again")
+
+    weights = "adapter/adapter_model.safetensors"
+    assert_same(load_file(place / "again" / weights), load_file(place / "trained" / weights))
+
+
+def test_train_prints_its_metrics_as_json(place, run):
+    printed = json.loads(run("train", "good.yaml", "output_dir=trained", "--json"))
+
+    assert printed == json.loads((place / "trained" / "metrics.json").read_text())
+
+
+def test_evaluate_measures_the_run_the_base_and_an_adapter(place, run):
+    trained = json.loads(run("evaluate", "good.yaml", "output_dir=trained", "--json"))
+    untrained = json.loads(run("evaluate", "good.yaml", "output_dir=trained", "--base", "--json"))
+    named = json.loads(
+        run("evaluate", "good.yaml", "--adapter", "trained/adapter", "--output", "rows_of_it.jsonl", "--json")
+    )
+
+    assert trained["loss"] == json.loads((place / "trained" / "metrics.json").read_text())["held_out"]["loss"]
+    assert named["loss"] == trained["loss"] != untrained["loss"]
+    assert len((place / "rows_of_it.jsonl").read_text().splitlines()) == 1 + 4
+    assert "exact_match" in run("evaluate", "good.yaml", "output_dir=trained")
+
+
+def test_export_at_another_rank_and_merged(place, run):
+    trained = logits(PeftModel.from_pretrained(base(place), place / "trained" / "adapter"))
+
+    assert "rank 3" in run("export", "trained", "small", "--rank", "3")
+    run("export", "trained/adapter", "merged", "--merge")
+
+    config = json.loads((place / "small" / "adapter_config.json").read_text())
+    assert config["r"] == 3
+    merged = AutoModelForCausalLM.from_pretrained(place / "merged")
+    torch.testing.assert_close(logits(merged), trained, rtol=1e-4, atol=1e-4)
+    assert (place / "merged" / "tokenizer.json").exists()
+
+
+def test_init_from_a_gradients_file_is_init_from_the_data(place, run):
+    run("estimate", "good.yaml", "--output", "gradient.safetensors")
+    run("init", "good.yaml", "gradients=gradient.safetensors", "--output", "from_file")
+    run("init", "good.yaml", "--output", "from_data")
+
+    one, other = (load_file(place / name / "adapter_model.safetensors") for name in ("from_file", "from_data"))
+    assert_same(one, other)
+    started = PeftModel.from_pretrained(base(place), place / "from_file")
+    torch.testing.assert_close(logits(started), logits(base(place)), rtol=1e-4, atol=1e-4)
+
+
+def test_doctor_tells_what_an_adapter_is(place, run):
+    assert "trained" in run("doctor", "trained/adapter")
+    assert json.loads(run("doctor", "trained/adapter", "--json"))["adapter"]["kind"] == "loraga"
+
+
+def test_config_shows_the_resolved_recipe_the_schema_and_the_table(run):
+    shown = yaml.safe_load(run("config", "good.yaml", "rank=3"))
+    schema = json.loads(run("config", "--schema"))
+
+    assert (shown["rank"], shown["lr_scheduler_type"]) == (3, "cosine")
+    assert set(shown) <= set(schema["properties"])
+    assert "| `learning_rate` |" in run("config", "--table")
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=lora", "gamma=null"],
+        ["method=rslora", "gamma=null"],
+        ["method=gaussian", "gamma=null"],
+        ["method=stable_output"],
+        ["method=gradient", "gamma=null"],
+        ["offset=none", "gamma=1e8"],
+        ["offset=weights"],
+        ["gradient_checkpointing=true"],
+        ["gradient_accumulation_steps=2", "num_train_epochs=1", "max_steps=null"],
+        ["learning_rate=auto", "rank=2", "alpha=32", "gamma=16"],
+        ["temperature=0.8", "top_p=0.9"],
+        ["optim=sgd", "max_grad_norm=0.5", "label_smoothing_factor=0.1"],
+        ["train_sampling_strategy=group_by_length"],
+        ["dtype=bfloat16"],
+    ],
+    ids=" ".join,
+)
+def test_train_carries_out_what_a_recipe_can_say(place, run, words):
+    folder = f"variants/{'_'.join(words)}"
+
+    metrics = json.loads(run("train", "good.yaml", f"output_dir={folder}", "--json", *words))
+
+    log = [json.loads(line) for line in (place / folder / "log.jsonl").read_text().splitlines()]
+    assert metrics["steps"] == log[-1]["step"] >= 2
+    adapter = PeftModel.from_pretrained(base(place), place / folder / "adapter")
+    assert not torch.allclose(logits(adapter), logits(base(place)), atol=1e-4)
+    if "dtype=bfloat16" not in words:  # in float32, what was measured is what plain PEFT loads
+        again = json.loads(
+            run("evaluate", "good.yaml", f"output_dir={folder}", "--json", "--output", f"{folder}/x.jsonl")
+        )
+        if "temperature=0.8" not in words:
+            assert again["loss"] == pytest.approx(metrics["held_out"]["loss"], rel=1e-5)
+
+
+def test_full_fine_tuning_saves_a_model_that_transformers_loads(place, run):
+    words = ["method=full", "rank=8", "gamma=null", "output_dir=full"]
+    metrics = json.loads(run("train", "good.yaml", "--json", *words))
+
+    trained = AutoModelForCausalLM.from_pretrained(place / "full" / "model")
+    assert not torch.allclose(logits(trained), logits(base(place)), atol=1e-4)
+    assert metrics["held_out"]["loss"] > 0
+    assert (place / "full" / "model" / "tokenizer.json").exists()
+
+
+def test_chats_are_trained_in_the_models_template(place, run):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tiny_model().save_pretrained(place / "chatty")
+    tokenizer.save_pretrained(place / "chatty")
+    turns = [
+        [
+            {"role": "user", "content": f"say {number}"},
+            {"role": "assistant", "content": str(number)},
+            {"role": "user", "content": "and again"},
+            {"role": "assistant", "content": f"{number} {number}"},
+        ]
+        for number in range(8)
+    ]
+    (place / "chat.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    words = ["model=chatty", "data=chat.jsonl", "chat=messages", "prompt=null", "target=null", "template=auto"]
+
+    metrics = json.loads(run("train", "good.yaml", "output_dir=chat", "--json", *words))
+
+    rows = [json.loads(line) for line in (place / "chat" / "evaluation.jsonl").read_text().splitlines()[1:]]
+    assert {len(row["target"].split()) for row in rows} == {2}  # the last turn is asked for
+    assert metrics["held_out"]["terms"] == sum(len(row["target"]) + 1 + len(row["target"]) // 2 + 1 for row in rows)
+
+
+def test_held_out_rows_are_measured_on_the_way_too(place, run):
+    run("train", "good.yaml", "output_dir=on_the_way", "eval_strategy=steps", "eval_steps=1")
+
+    log = [json.loads(line) for line in (place / "on_the_way" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "eval_loss" in line] == [1, 2]
