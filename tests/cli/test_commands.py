@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loraga.cli import main
 from tests.integration.common import assert_same
@@ -225,3 +226,92 @@ def test_held_out_rows_are_measured_on_the_way_too(place, run):
 
     log = [json.loads(line) for line in (place / "on_the_way" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "eval_loss" in line] == [1, 2]
+
+
+def test_a_recipe_that_lies_in_its_own_folder_stays_as_it_was_written(place, run):
+    own = place / "own" / "recipe.yaml"
+    own.parent.mkdir()
+    own.write_text("# mine\n" + (place / "good.yaml").read_text() + "output_dir: own\n")
+
+    run("train", "own/recipe.yaml")
+
+    assert own.read_text().startswith("# mine\n")
+    assert (place / "own" / "metrics.json").exists()
+
+
+def test_a_run_does_not_go_on_with_other_data(place, run, capsys):
+    rows = place / "changing.jsonl"
+    rows.write_text((place / "rows.jsonl").read_text())
+    words = ["train", "good.yaml", "data=changing.jsonl", "output_dir=changing"]
+    run(*words)
+    (place / "changing" / "metrics.json").unlink()  # as if it had been interrupted
+    rows.write_text(rows.read_text().replace("what is 3", "what was 3"))
+
+    assert main(words) == 2
+    assert "the data have changed since the run in changing began" in capsys.readouterr().err
+
+
+def test_prompts_on_the_command_line_are_taken_as_they_stand(run):
+    for prompt in ("Q: {question} #1", "### {question}\n\n", "[{question}]", "3"):
+        assert yaml.safe_load(run("config", "good.yaml", f"prompt={prompt}"))["prompt"] == prompt
+    assert yaml.safe_load(run("config", "good.yaml", 'prompt="{question}\\n"'))["prompt"] == "{question}\n"
+
+
+def test_names_with_brackets_are_shown_as_they_are(place, run):
+    (place / "x[").mkdir()
+    (place / "x[" / "b].jsonl").write_text((place / "rows.jsonl").read_text())
+
+    run("train", "good.yaml", "data=x[/b].jsonl", "output_dir=out [/x]", "sequence_length=20")
+
+    assert (place / "out [" / "x]" / "metrics.json").exists()
+
+
+def test_an_adapter_that_plain_peft_loads_wrongly_is_neither_evaluated_nor_exported(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    rival = place / "rival"
+    shutil.copytree(place / "trained" / "adapter", rival)
+    (rival / "loraga.json").unlink()
+    config = json.loads((rival / "adapter_config.json").read_text())
+    (rival / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "lora_ga"}))
+
+    for words in (["evaluate", "good.yaml", "--adapter", "rival"], ["export", "rival", "out"]):
+        assert main(words) == 2
+        assert "PEFT" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path` was renamed:UserWarning")
+def test_an_adapter_of_another_base_model_is_named_with_it(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    LlamaForCausalLM(LlamaConfig(**{**tiny_model().config.to_dict(), "intermediate_size": 24})).save_pretrained("small")
+    byte_tokenizer().save_pretrained("small")
+
+    for words in (
+        ["evaluate", "good.yaml", "model=small", "--adapter", "trained/adapter", "--output", "small.jsonl"],
+        ["export", "trained", "out", "--model", "small"],
+    ):
+        assert main(words) == 2
+        assert "the adapter trained/adapter does not fit small" in capsys.readouterr().err
+
+
+def test_a_training_whose_loss_is_not_finite_stops_with_one_line(place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    broken = tiny_model()
+    broken.lm_head.weight.data.fill_(torch.nan)
+    broken.save_pretrained("broken")
+    byte_tokenizer().save_pretrained("broken")
+
+    assert main(["train", "good.yaml", "output_dir=nan", "model=broken", "method=lora", "gamma=null"]) == 1
+    assert "the loss is nan at step 1: training has diverged; lower learning_rate" in capsys.readouterr().err
+
+
+def test_the_log_is_json_also_where_a_gradient_is_infinite(place, run):
+    run("train", "good.yaml", "output_dir=infinite", "method=lora", "gamma=null", "alpha=1e20")
+
+    lines = (place / "infinite" / "log.jsonl").read_text().splitlines()
+    log = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert {line["grad_norm"] for line in log} == {None}
+
+
+def test_estimate_makes_the_file_that_a_recipe_names(place, run):
+    run("estimate", "good.yaml", "gradients=made.safetensors", "--output", "made.safetensors")
+    run("init", "good.yaml", "gradients=made.safetensors", "--output", "from_made")

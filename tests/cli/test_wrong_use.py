@@ -54,8 +54,8 @@ def test_wrong_use_is_said_in_one_line_for_each_thing_that_is_wrong(said, case):
 
 
 def test_wrong_use_leaves_no_folder_behind(said, workplace):
-    said("train good.yaml rank=0 output_dir=fresh")
-    said("train good.yaml target=label output_dir=fresh")
+    assert said("train good.yaml rank=0 output_dir=fresh")[0] == 2
+    assert said("train good.yaml target=label output_dir=fresh")[0] == 2
 
     assert not (workplace / "fresh").exists()
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import loraga
+from loraga.errors import SaveError
 from loraga.lab.base_model import BaseModel
-from loraga.lab.errors import DataError, LabError, SettingsError
+from loraga.lab.errors import DataError, SettingsError
 from loraga.lab.export_adapter import export_adapter
 from loraga.lab.preparation import prepare
 from loraga.lab.starts import start
@@ -198,7 +199,7 @@ def test_a_folder_without_an_adapter_is_refused(tiny_folder, tmp_path):
 def test_a_damaged_configuration_is_one_line(tmp_path, content):
     (tmp_path / "adapter_config.json").write_text(content)
 
-    with pytest.raises(LabError, match=r"adapter_config\.json is damaged: it is no JSON object"):
+    with pytest.raises(SaveError, match=r"adapter_config\.json is damaged: "):
         export_adapter(tmp_path, tmp_path / "out", None, False, None)
 
 

@@ -1,4 +1,3 @@
-import json
 import os
 import resource
 import subprocess
@@ -231,7 +230,7 @@ def test_half_a_last_line_is_none_and_is_gone_when_the_log_goes_on(folder, left)
 def test_half_a_line_in_the_middle_is_no_log(tmp_path):
     (tmp_path / LOG).write_text('{"step": 1\n{"step": 2}\n')
 
-    with pytest.raises(json.JSONDecodeError, match="delimiter"):
+    with pytest.raises(SettingsError, match="holds no JSON lines, so it is none of ours"):
         read_lines(tmp_path / LOG)
 
 

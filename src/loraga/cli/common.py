@@ -88,9 +88,13 @@ def no_more(words: Sequence[str]) -> None:
 
 def read_recipe(options: argparse.Namespace, words: Sequence[str]) -> Recipe:
     """The recipe file with the command line's changes."""
+    from loraga.lab.errors import SettingsError
     from loraga.lab.recipe_check import load_recipe
 
-    return load_recipe(Path(options.recipe), words)
+    path = Path(options.recipe)
+    if not path.exists() and any(word.endswith((".yaml", ".yml")) for word in words):
+        raise SettingsError(f"the recipe comes first, and what changes it after it; {options.recipe} is no file")
+    return load_recipe(path, words)
 
 
 def folder_to_write(text: str) -> Path:

@@ -37,6 +37,8 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         else:
             print(table())
         return DONE
+    if options.schema or options.table:
+        raise SettingsError("--schema and --table are of all recipes; leave the recipe away")
     recipe = read_recipe(options, words)
     if options.json:
         print_json(recipe_values(recipe))

@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Estimates and writes."""
-    recipe = read_recipe(options, words)
+    recipe = read_recipe(options, [*words, "gradients=null"])  # they are what is made here
 
     from loraga.lab.initial import estimate
 

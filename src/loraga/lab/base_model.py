@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraga.adapter_kind import inspect_adapter
+
 from . import smollm2
-from .errors import DataError
+from .errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -94,3 +96,23 @@ class BaseModel:
         if path.suffix == ".gguf":
             return path.parent, {"gguf_file": path.name}
         return (path if path.exists() else self.name), {}
+
+
+def require_loadable(adapter: Path) -> None:
+    """Refuses an adapter that plain PEFT would load wrongly onto its original base model.
+
+    Args:
+        adapter: its folder.
+
+    Raises:
+        SettingsError: with the reason and the remedy.
+        SaveError: if the folder cannot be read.
+    """
+    found = inspect_adapter(adapter)
+    if not found.loads_as_it_is:
+        raise SettingsError(f"{adapter}: {found.title}. {found.why} {found.remedy}".strip())
+
+
+def misfit(adapter: Path, model: str, cause: Exception) -> str:
+    """The message where an adapter's weights and a base model's layers have other shapes."""
+    return f"the adapter {adapter} does not fit {model} ({' '.join(str(cause).split())[:200]})"

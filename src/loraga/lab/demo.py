@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
 from . import rates as rates_file
 from .curves import final_loss, steps_until
+from .errors import SettingsError
 from .evaluate_run import evaluate_recipe
 from .figures import Curve, draw_losses
 from .initial import estimate
@@ -29,6 +29,7 @@ from .run_folder import EVALUATION, METRICS, RATE, RESULT, RunFolder, folder_of,
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from .progress import WorkProgress
     from .rates import Rates
@@ -143,7 +144,7 @@ class Demo:
 
     def __init__(self, recipe: Recipe, rates: Rates | None = None) -> None:
         self.recipe = recipe
-        self.folder = Path(str(recipe.output_dir))
+        self.folder = folder_of(recipe).path
         self.rates = rates or rates_file.stored()
 
     def runs(self) -> list[tuple[str, float]]:
@@ -184,17 +185,36 @@ class Demo:
 
     def _evaluate_base(self, part: _Part) -> None:
         file = self.folder / BASE
-        if file.is_file():
+        if self._is_there(file):
             part.begin("evaluation", *[read_json(file)["rows"]] * 2)
         else:
-            write_json(file, evaluate_recipe(self.recipe, None, True, self.folder / BASE_ROWS, SILENT, part).to_dict())
+            found = evaluate_recipe(self.recipe, None, True, self.folder / BASE_ROWS, SILENT, part)
+            write_json(file, {**found.to_dict(), "recipe": recipe_values(self.recipe)})
 
     def _estimate(self, part: _Part) -> None:
         file = self.folder / GRADIENT_FACTS
-        part.begin("gradient", 1, int(file.is_file()))
-        if not file.is_file():
-            write_json(file, estimate(self.recipe, self.folder / GRADIENTS, SILENT))
+        is_there = self._is_there(file)
+        part.begin("gradient", 1, int(is_there))
+        if not is_there:
+            made = estimate(self.recipe, self.folder / GRADIENTS, SILENT)
+            write_json(file, {**made, "recipe": recipe_values(self.recipe)})
             part.advance(1, "done")
+
+    def _is_there(self, file: Path) -> bool:
+        """Whether a part is done; one of another demo is refused."""
+        if not file.is_file():
+            return False
+        there, here = read_json(file)["recipe"], recipe_values(self.recipe)
+        differing = [
+            f"{key} is {there.get(key)} there, {value} here"
+            for key, value in here.items()
+            if key != "output_dir" and there.get(key) != value
+        ]
+        if differing:
+            raise SettingsError(
+                f"{self.folder} is the folder of another demo ({'; '.join(differing)}); remove it, or name another one"
+            )
+        return True
 
     def _suggest(self, method: str, part: _Part) -> None:
         recipe = self._suggestion(method)

@@ -9,6 +9,10 @@ class LabError(LoragaError):
     """An experiment cannot be run; the message says what to do."""
 
 
+class DivergedError(LabError):
+    """A training's loss is not finite any more."""
+
+
 class SettingsError(LabError):
     """What was asked for contradicts itself, or what an earlier run left in the folder."""
 

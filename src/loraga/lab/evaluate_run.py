@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,16 +11,17 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 
 from .arguments import training_arguments
-from .base_model import BaseModel
+from .base_model import BaseModel, misfit, require_loadable
 from .errors import SettingsError
 from .evaluation import Evaluation, evaluate
-from .preparation import Prepared, prepare
+from .preparation import Prepared, digest_of, prepare
 from .quiet import quiet_libraries
 from .recipe_file import recipe_values
-from .run_folder import BASE, EVALUATION, FULL_RESULT, RESULT
+from .run_folder import BASE, EVALUATION, folder_of, result_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -69,10 +69,10 @@ def evaluate_recipe(
     Raises:
         SettingsError: if there is nothing to evaluate.
     """
-    folder = Path(str(recipe.output_dir)).expanduser()
+    folder = folder_of(recipe)
     if adapter is not None and not (adapter / "config.json").is_file() and not (adapter / CONFIG_NAME).is_file():
         raise SettingsError(f"{adapter} holds no {CONFIG_NAME} and no config.json, so there is nothing to evaluate")
-    saved = None if base else adapter or _result(folder)
+    saved = None if base else adapter or _result(recipe)
     file = output or (folder / BASE if base else folder / EVALUATION if adapter is None else adapter / EVALUATION)
     file.parent.mkdir(parents=True, exist_ok=True)
     with quiet_libraries():
@@ -80,11 +80,13 @@ def evaluate_recipe(
     return Evaluated(f"{recipe.model}, base model" if saved is None else str(saved), file, evaluation)
 
 
-def _result(folder: Path) -> Path:
-    for name in (RESULT, FULL_RESULT):
-        if (folder / name).is_dir():
-            return folder / name
-    raise SettingsError(f"{folder} holds no trained adapter; train first, or name one with --adapter, or give --base")
+def _result(recipe: Recipe) -> Path:
+    result = folder_of(recipe) / result_name(recipe)
+    if result.is_dir():
+        return result
+    raise SettingsError(
+        f"{result.parent} holds no trained adapter; train first, or name one with --adapter, or give --base"
+    )
 
 
 def evaluate_saved(
@@ -116,9 +118,8 @@ def evaluation_settings(recipe: Recipe, saved: Path | None, rows: Sequence[Examp
     for file in files:
         with file.open("rb") as stream:
             checksums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    of_rows = hashlib.sha256(repr([(each.input_ids, each.labels) for each in rows]).encode()).hexdigest()
     values = recipe_values(recipe)
-    return {"saved": checksums, "rows": of_rows, **{key: values[key] for key in EVALUATION_KEYS}}
+    return {"saved": checksums, "rows": digest_of(rows), **{key: values[key] for key in EVALUATION_KEYS}}
 
 
 def load_saved(recipe: Recipe, saved: Path | None) -> Any:
@@ -129,6 +130,10 @@ def load_saved(recipe: Recipe, saved: Path | None) -> Any:
     model = BaseModel.of(recipe).load().to(device)
     if saved is None:
         return model
-    model = PeftModel.from_pretrained(model, str(saved))
+    require_loadable(saved)
+    try:
+        model = PeftModel.from_pretrained(model, str(saved))
+    except RuntimeError as cause:
+        raise SettingsError(misfit(saved, recipe.model, cause)) from cause
     mergeable = all(parameter.dtype == MERGEABLE for parameter in model.parameters())
     return (model.merge_and_unload() if mergeable else model).eval()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from loraga import export, load
+from loraga.adapter_kind import inspect_adapter
 
-from .base_model import BaseModel
-from .errors import LabError, SettingsError
+from .base_model import BaseModel, misfit, require_loadable
+from .errors import SettingsError
 from .quiet import quiet_libraries
 from .run_folder import RESULT
 
@@ -39,15 +39,16 @@ def export_adapter(adapter: Path, output: Path, rank: int | None, merge: bool, m
     directory = adapter if (adapter / CONFIG).is_file() else adapter / RESULT
     if not (directory / CONFIG).is_file():
         raise SettingsError(f"{adapter} holds no {CONFIG}, so it is no adapter's folder, nor that of a finished run")
-    try:
-        named = json.loads((directory / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as cause:
-        raise LabError(f"{directory / CONFIG} is damaged: it is no JSON object") from cause
-    if not (name := model or named):
+    require_loadable(directory)
+    if not (name := model or inspect_adapter(directory).base_model):
         raise SettingsError(f"{directory / CONFIG} names no base model; name it with --model")
     base = BaseModel(name)
     with quiet_libraries():
-        written = export(load(base.load(), directory), output, rank=rank, merge=merge)
+        try:
+            loaded = load(base.load(), directory)
+        except RuntimeError as cause:
+            raise SettingsError(misfit(directory, name, cause)) from cause
+        written = export(loaded, output, rank=rank, merge=merge)
         if merge:
             base.load_tokenizer().save_pretrained(str(output))
     return written

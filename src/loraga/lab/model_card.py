@@ -11,7 +11,7 @@ from loraga import __version__
 from .base_model import BaseModel
 from .methods import METHODS
 from .recipe_file import recipe_text
-from .run_folder import FULL_RESULT, RESULT, write_whole
+from .run_folder import result_name, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +28,7 @@ def write(recipe: Recipe, metrics: Mapping[str, Any], folder: RunFolder) -> None
         metrics: the content of metrics.json.
         folder: the run's.
     """
-    result = RESULT if METHODS[recipe.method].adapter else FULL_RESULT
-    write_whole(folder / result / "README.md", text(recipe, metrics))
+    write_whole(folder / result_name(recipe) / "README.md", text(recipe, metrics))
 
 
 def text(recipe: Recipe, metrics: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from loraga import GradientFileError, describe_gradients
 
 from .base_model import BaseModel
 from .errors import DataError
-from .examples import Collator, encode_all, padding, takes_logits_to_keep
+from .examples import Collator, Example, encode_all, padding, takes_logits_to_keep
 from .prompts import make_prompted
 from .rows import read_rows
 from .training import TrainingData
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from .examples import Example
     from .recipe import Recipe
 
 
@@ -31,11 +31,30 @@ class Prepared:
     train: Sequence[Example]
     held_out: Sequence[Example]
 
+    @property
+    def digest(self) -> str:
+        """A checksum of all rows, as they are encoded."""
+        return digest_of((self.train, self.held_out))
+
     def data_for(self, model: Any) -> TrainingData:
         """The rows as the model takes them: one that can leaves out the logits that no target needs."""
         is_encoder_decoder = bool(model.config.is_encoder_decoder)
         collate = Collator(padding(self.tokenizer), is_encoder_decoder, takes_logits_to_keep(model))
         return TrainingData(self.train, self.held_out, collate)
+
+
+def digest_of(rows: Any) -> str:
+    """A checksum of encoded rows.
+
+    Args:
+        rows: nested sequences of examples.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
+    if isinstance(rows, Example):
+        return hashlib.sha256(repr((rows.input_ids, rows.labels)).encode()).hexdigest()
+    return hashlib.sha256("".join(digest_of(each) for each in rows).encode()).hexdigest()
 
 
 def prepare(recipe: Recipe, console: Console) -> Prepared:
@@ -68,6 +87,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
                 f"{name}: of {len(part)} rows {made.cut} were cut and {made.dropped} dropped at sequence_length "
                 f"{recipe.sequence_length}",
                 highlight=False,
+                markup=False,
             )
         return made.examples
 

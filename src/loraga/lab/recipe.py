@@ -7,6 +7,7 @@ and go to it as they are (`trainer`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -28,7 +29,7 @@ def _key(group: str, text: str, **limits: Any) -> Any:
     return Field(description=text, json_schema_extra={"group": group}, **limits)
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True))
+@dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class Recipe:
     """One training run; a value of the wrong type or out of its range is a pydantic.ValidationError."""
 
@@ -45,7 +46,7 @@ class Recipe:
         ),
     ]
     dtype: Annotated[Dtype, _key("model", "of the base model's weights; auto: as they were saved")] = "float32"
-    trust_remote_code: Annotated[bool, _key("model", "run Python code that comes with the model or the data")] = False
+    trust_remote_code: Annotated[bool, _key("model", "run Python code that comes with the model")] = False
 
     data_options: Annotated[
         dict[str, Any],
@@ -63,7 +64,7 @@ class Recipe:
         int | None, _key("data", "evaluate on so many rows at most; without held_out and this, on none", ge=1)
     ] = None
     prompt: Annotated[
-        str | None, _key("data", "column of the prompt, or a text with columns in braces: 'Question: {question}\\n'")
+        str | None, _key("data", 'column of the prompt, or a text with columns in braces: "Question: {question}\\n"')
     ] = None
     target: Annotated[str | None, _key("data", "column of the target, or a text with columns in braces")] = None
     chat: Annotated[
@@ -137,6 +138,7 @@ class Recipe:
 # Names of TrainingArguments that a recipe takes no value for, with the reason.
 REFUSED = {
     "resume_from_checkpoint": "is not needed: the same command goes on from the newest complete checkpoint",
+    "save_only_model": "leaves checkpoints that no run can go on from",
     "remove_unused_columns": "means nothing here: what Trainer gets is encoded rows",
     "hub_token": "is a secret, and recipes are kept and shown; log in with `hf auth login`",
 }
@@ -211,6 +213,11 @@ def _of_the_method(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
     found = dict.fromkeys(sorted(useless & chosen), f"means nothing with method: {recipe.method}; remove it")
     if {"gradient_batches", "gradients"} <= chosen and "gradients" not in found:
         found["gradient_batches"] = "excludes gradients, a file that has its own; remove one of the two"
+    if isinstance(recipe.target_modules, str):
+        try:
+            re.compile(recipe.target_modules)
+        except re.error as cause:
+            found["target_modules"] = f"is no pattern ({cause}); write a list of names, a pattern, or all-linear"
     if recipe.offset == "weights" and recipe.dropout > 0 and "offset" not in found:
         found["offset"] = "weights excludes dropout, which the folded start would not see; use offset: adapter"
     if recipe.offset == "weights" and recipe.dtype in ("bfloat16", "float16") and "offset" not in found:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 OWN_KEYS = tuple(each.name for each in fields(Recipe) if each.name != "trainer")
+MOST = 2**31 - 1  # of a whole number: seeds and sizes go to libraries that count in 32 bits
 DATA_FILES = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -65,6 +66,11 @@ def check(written: Mapping[str, Written]) -> Recipe:
         wrong = dict.fromkeys(str(each["loc"][0]) for each in error.errors(include_url=False))
         problems += [_of_value(key, written) for key in wrong]
         raise RecipeError(problems) from error
+    problems += [
+        _at(written[key], f"{key} is too large: the most is {MOST}")
+        for key, value in own.items()
+        if isinstance(value, int) and abs(value) > MOST
+    ]
     contradicting = missing_files(recipe) | contradictions(recipe, _chosen(recipe))
     problems += [_at(written.get(key), f"{key} {text}") for key, text in contradicting.items()]
     if problems:

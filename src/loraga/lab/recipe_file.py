@@ -31,6 +31,10 @@ class Written:
     where: str
 
 
+NOTHING, QUOTES = ("", "~", "null"), ("'", '"')
+NOT_JSON = ("timestamp", "binary", "set", "omap", "pairs")  # YAML's types that neither JSON nor a recipe has
+
+
 class _Loader(yaml.SafeLoader):
     """Plain data only, with the scalars of YAML 1.2's core schema."""
 
@@ -51,6 +55,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN)$"),
     None,
 )
+
+
+_Loader.yaml_constructors = {
+    tag: made for tag, made in yaml.SafeLoader.yaml_constructors.items() if str(tag).rpartition(":")[2] not in NOT_JSON
+}
 
 
 def _plain_int(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -92,6 +101,8 @@ def read_recipe_file(path: Path) -> dict[str, Written]:
         node = loader.get_single_node()
     except yaml.YAMLError as cause:
         raise RecipeError([_of_yaml(cause, path)]) from cause
+    except RecursionError as cause:
+        raise RecipeError([f"{path}: this is nested too deeply"]) from cause
     if not isinstance(node, yaml.MappingNode) or not node.value:
         raise RecipeError([f"{path} holds no recipe: write one 'key: value' a line"])
     written: dict[str, Written] = {}
@@ -104,7 +115,7 @@ def read_recipe_file(path: Path) -> dict[str, Written]:
             written[key] = Written(loader.construct_object(value_node, deep=True), where)
         except yaml.YAMLError as cause:
             raise RecipeError([_of_yaml(cause, path)]) from cause
-        except ValueError as cause:  # a tag that its text does not fit: !!int abc
+        except (ValueError, RecursionError) as cause:  # a tag that its text does not fit: !!int abc
             raise RecipeError([f"{where}: {key} has no value that its tag allows ({cause})"]) from cause
     return written
 
@@ -114,7 +125,8 @@ def read_overrides(words: Iterable[str], text_keys: Container[str] = ()) -> dict
 
     Args:
         words: what stands there after the recipe.
-        text_keys: keys whose value is text even where YAML reads something else, as in "prompt=Q: {question}".
+        text_keys: keys whose value is the text as it stands, as in "prompt=Q: {question} #1", unless it is quoted
+            or null.
 
     Returns:
         {key: its value}; the last one of a key counts.
@@ -134,16 +146,18 @@ def read_overrides(words: Iterable[str], text_keys: Container[str] = ()) -> dict
                 raise RecipeError([f"{word} has no value after it"])
             text = rest.pop(0)
         key = key.replace("-", "_")
-        try:
-            value = yaml.load(text, _Loader)  # a subclass of SafeLoader
-        except yaml.YAMLError as cause:
-            if key not in text_keys:
-                raise RecipeError([f"{key}: {text!r} is no YAML value ({_problem(cause)})"]) from cause
-            value = text
-        if key in text_keys and value is not None and not isinstance(value, str):
-            value = text
-        written[key] = Written(value, "the command line")
+        is_text = key in text_keys and text not in NOTHING and text[:1] not in QUOTES
+        written[key] = Written(text if is_text else _value(key, text), "the command line")
     return written
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader
+    except yaml.YAMLError as cause:
+        raise RecipeError([f"{key}: {text!r} is no YAML value ({_problem(cause)})"]) from cause
+    except (ValueError, RecursionError) as cause:
+        raise RecipeError([f"{key}: the command line has a value that cannot be read ({cause})"]) from cause
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

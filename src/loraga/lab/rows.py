@@ -32,6 +32,8 @@ OPTIONS_OF_THE_RECIPE = {
     "path": "write data",
     "split": "write split and held_out_split",
     "streaming": "data sets are read as a whole",
+    "token": "is a secret, and recipes are kept and shown; log in with `hf auth login`",
+    "storage_options": "may hold secrets, and recipes are kept and shown; set them in the environment",
     "trust_remote_code": "data sets that are Python code are not read",
 }
 
@@ -170,6 +172,8 @@ def _parsed(text: str, where: str) -> Any:
         raise DataError(
             f"{where} is no JSON ({cause.msg}, {place}); write one object a line, or in a .json file a list of objects"
         ) from cause
+    except (ValueError, RecursionError) as cause:  # a number of thousands of digits, brackets without end
+        raise DataError(f"{where} cannot be read ({_in_one_line(cause)})") from cause
 
 
 def _read_csv(path: Path, name: str, options: Mapping[str, Any]) -> Any:

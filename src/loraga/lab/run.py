@@ -25,11 +25,9 @@ from .quiet import quiet_libraries
 from .rate import RateAfterWarmUp, first_rate, peak_rate
 from .run_folder import (
     EVALUATION,
-    FULL_RESULT,
     METRICS,
     PICTURE,
     RATE,
-    RESULT,
     START,
     START_FACTS,
     TRAINED,
@@ -38,6 +36,8 @@ from .run_folder import (
     folder_of,
     open_folder,
     require_own,
+    require_same_data,
+    result_name,
 )
 from .starts import continued, load_base, start
 from .training import peak_memory, train
@@ -80,11 +80,12 @@ def run(recipe: Recipe, console: Console, progress: Progress) -> dict[str, Any]:
     with quiet_libraries(), interruptible(lambda: console.print(stopping)) as interruption:
         prepared = prepare(recipe, console)
         with open_folder(recipe):
+            require_same_data(folder, prepared.digest)
             folder.write_json(VERSIONS, versions())
             _train(recipe, prepared, folder, console, progress, interruption)
             held_out = None
             if prepared.held_out:
-                result = folder / (RESULT if METHODS[recipe.method].adapter else FULL_RESULT)
+                result = folder / result_name(recipe)
                 held_out = evaluate_saved(recipe, prepared, result, folder / EVALUATION, progress)
             metrics = _metrics(recipe, folder, held_out)
             model_card.write(recipe, metrics, folder)
@@ -126,7 +127,7 @@ def _train(
 ) -> None:
     """Everything up to the saved result; what is done already is not done again."""
     method = METHODS[recipe.method]
-    result = folder / (RESULT if method.adapter else FULL_RESULT)
+    result = folder / result_name(recipe)
     if (folder / TRAINED).is_file():
         steps = folder.read_json(TRAINED)["steps"]
         progress.begin("training", steps, steps)

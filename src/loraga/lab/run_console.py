@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from .methods import METHODS
 from .progress import spoken
-from .run_folder import FULL_RESULT, METRICS, PICTURE, RESULT
+from .run_folder import METRICS, PICTURE, folder_of, result_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +27,8 @@ def show_run(recipe: Recipe, metrics: Mapping[str, Any], console: Console) -> No
         metrics: the content of metrics.json.
         console: where.
     """
-    folder = Path(str(recipe.output_dir))
-    table = Table(title=f"{METHODS[recipe.method].title} of {recipe.model}")
+    folder = folder_of(recipe)
+    table = Table(title=escape(f"{METHODS[recipe.method].title} of {recipe.model}"))
     cells = {
         "steps": str(metrics["steps"]),
         "peak rate": f"{metrics['learning_rate']:.3g}",
@@ -44,7 +44,7 @@ def show_run(recipe: Recipe, metrics: Mapping[str, Any], console: Console) -> No
     for what, name in {
         "Loss curve": PICTURE,
         "All numbers": METRICS,
-        "Result": RESULT if METHODS[recipe.method].adapter else FULL_RESULT,
+        "Result": result_name(recipe),
     }.items():
         console.print(f"{what:12s} {folder / name}", highlight=False, markup=False, soft_wrap=True)
 
@@ -58,7 +58,7 @@ def show_evaluation(title: str, evaluation: Mapping[str, Any], console: Console)
         console: where.
     """
     cells = {"rows": str(evaluation["rows"]), "target tokens": str(evaluation["terms"]), **evaluation_cells(evaluation)}
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for heading in cells:
         table.add_column(heading, justify="right")
     table.add_row(*cells.values())

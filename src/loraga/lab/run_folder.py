@@ -2,6 +2,7 @@
 
 recipe.yaml       every key with its value; the folder belongs to that recipe alone
 versions.json     what it was run with
+data.json         the checksum of its rows
 start/            the adapter before its first step, with the report of its start
 start.json        how long that took, and its totals: the start is done
 learning_rate.*   where the recipe says auto: the value, its curve, and what was measured later
@@ -18,6 +19,7 @@ metrics.json      written last: the run is done
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import LabError, SettingsError
+from .methods import METHODS
 from .recipe_check import load_recipe
 from .recipe_file import recipe_text, recipe_values
 
@@ -33,8 +36,10 @@ if TYPE_CHECKING:
 
     from .recipe import Recipe
 
+HEAD = "# every key of this run, as loraga train resolved them\n"  # tells our file from one that somebody wrote
 RECIPE, VERSIONS, LOG, METRICS, PICTURE = "recipe.yaml", "versions.json", "log.jsonl", "metrics.json", "loss.png"
 START, START_FACTS, RESULT, FULL_RESULT = "start", "start.json", "adapter", "model"
+DATA = "data.json"
 TRAINED, EVALUATION, BASE = "trained.json", "evaluation.jsonl", "base.jsonl"
 RATE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
 
@@ -56,7 +61,7 @@ class RunFolder:
     @property
     def has_begun(self) -> bool:
         """Whether a run has left anything here that another one must not take for its own."""
-        before = {".lock", *(made for name in (RECIPE, VERSIONS, BASE) for made in (name, f".{name}.unfinished"))}
+        before = {".lock", *(made for name in (RECIPE, VERSIONS, DATA, BASE) for made in (name, f".{name}.unfinished"))}
         return any(each.name not in before for each in self.path.iterdir())
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -76,9 +81,12 @@ class RunFolder:
         return read_lines(self / LOG)
 
     def add_to_log(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to the log."""
+        """Adds a line to the log; a number that is not finite, which JSON does not have, is null."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+        }
         with (self / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
     def cut_log(self, step: int) -> None:
         """Drops the lines of steps after `step`, which are done again."""
@@ -113,7 +121,8 @@ def open_folder(recipe: Recipe) -> Iterator[RunFolder]:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         with lock:
-            write_whole(folder / RECIPE, recipe_text(recipe))
+            if not (folder / RECIPE).exists() or (folder / RECIPE).read_text(encoding="utf-8").startswith(HEAD):
+                write_whole(folder / RECIPE, HEAD + recipe_text(recipe))
             yield folder
     except Timeout as cause:
         raise SettingsError(f"another process works in {folder.path}; name another output_dir, or wait") from cause
@@ -136,10 +145,12 @@ def require_own(folder: RunFolder, recipe: Recipe) -> None:
         return
     if not folder.path.is_dir():
         raise SettingsError(f"{folder.path} is a file, not a folder; name another output_dir")
-    if not folder.has_begun:
-        return
     if not (folder / RECIPE).exists():
-        raise SettingsError(f"{folder.path} holds something else and no {RECIPE}; name another output_dir")
+        if folder.has_begun:
+            raise SettingsError(f"{folder.path} holds something else and no {RECIPE}; name another output_dir")
+        return
+    if not folder.has_begun and (folder / RECIPE).read_text(encoding="utf-8").startswith(HEAD):
+        return  # a run that failed before its start leaves its folder to the next one
     there, here = recipe_values(load_recipe(folder / RECIPE)), recipe_values(recipe)
     differing = [
         f"{key} is {there.get(key)} there, {here.get(key)} here"
@@ -151,6 +162,29 @@ def require_own(folder: RunFolder, recipe: Recipe) -> None:
             f"{folder.path} is the folder of another run ({'; '.join(differing)}); "
             "remove it, or name another output_dir"
         )
+
+
+def require_same_data(folder: RunFolder, digest: str) -> None:
+    """Keeps the checksum of a run's data, and refuses to go on with other data.
+
+    Args:
+        folder: the run's.
+        digest: of the encoded rows.
+
+    Raises:
+        SettingsError: if the run began with other rows.
+    """
+    if not (folder / DATA).is_file():
+        folder.write_json(DATA, {"digest": digest})
+    elif folder.read_json(DATA)["digest"] != digest:
+        raise SettingsError(
+            f"the data have changed since the run in {folder.path} began; remove it, or name another output_dir"
+        )
+
+
+def result_name(recipe: Recipe) -> str:
+    """The name of the folder that a recipe's result goes to, within the run's."""
+    return RESULT if METHODS[recipe.method].adapter else FULL_RESULT
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -179,8 +213,21 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file that is added to; none if there is no file, and no half last line."""
+    """The objects of a JSON lines file that is added to.
+
+    Args:
+        path: the file.
+
+    Returns:
+        None if there is no file, and no half last line.
+
+    Raises:
+        SettingsError: if it is no such file.
+    """
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is half a line
-    return [json.loads(line) for line in lines if line]
+    try:
+        return [json.loads(line) for line in lines if line]
+    except ValueError as cause:
+        raise SettingsError(f"{path} holds no JSON lines, so it is none of ours; name another file") from cause

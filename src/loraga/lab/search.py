@@ -22,11 +22,12 @@ from rich.console import Console
 from loraga.errors import LoragaError
 
 from .demo import DEMO_METHODS, demo_recipe, variant
-from .errors import SettingsError
+from .errors import DivergedError, SettingsError
 from .progress import WorkProgress
 from .rates import FILE, Rates, choose
 from .recipe_file import recipe_values
 from .run import run
+from .run_folder import folder_of
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -49,7 +50,7 @@ def search(recipe: Recipe, first_rates: Iterable[float], carry_out: Callable[[Re
     Returns:
         The runs' metrics.
     """
-    folder = Path(str(recipe.output_dir))
+    folder = folder_of(recipe).path
 
     def tried(method: str, rate: float) -> Mapping[str, Any]:
         return carry_out(variant(recipe, method, rate, folder))
@@ -101,6 +102,7 @@ def package_data(recipe: Recipe, command: str, runs: Runs, rates: Rates) -> dict
                 "seconds_per_step": round(metrics["seconds_per_step"], 2),
             }
             for metrics in runs
+            if math.isfinite(loss_of(metrics))
         ],
         "best": dict(rates.best),
         "common": rates.common,
@@ -127,8 +129,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
 
     def carry_out(one: Recipe) -> Mapping[str, Any]:
-        with WorkProgress(console) as progress:
-            return run(one, console, progress)
+        try:
+            with WorkProgress(console) as progress:
+                return run(one, console, progress)
+        except DivergedError:  # a rate that is far too high has been tried, too
+            return {"method": one.method, "learning_rate": one.learning_rate, "held_out": {"loss": math.inf}}
 
     try:
         runs = search(recipe, options.rates, carry_out)

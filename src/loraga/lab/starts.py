@@ -101,7 +101,9 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
         )
         try:
             peft_model = get_peft_model(model, config)
-        except ValueError as cause:  # no layer of these names, or one that takes no adapter
-            raise SettingsError(f"target_modules: {' '.join(str(cause).split())}") from cause
+        except (ValueError, TypeError, RuntimeError) as cause:  # no such layer, or no memory
+            raise SettingsError(
+                f"no adapter can be put on the model; look at target_modules and rank ({' '.join(str(cause).split())})"
+            ) from cause
     peft_model.peft_config["default"].base_model_name_or_path = base.address
     return peft_model

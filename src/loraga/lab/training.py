@@ -5,6 +5,7 @@ examples --Trainer--> checkpoints, log.jsonl, and a trained model in memory
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -16,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from loraga import newest_complete_checkpoint
 
-from .errors import LabError, RecipeError
+from .errors import DivergedError, LabError, RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,8 +88,9 @@ def train(
 
     Raises:
         RecipeError: if Trainer refuses its arguments.
-        LabError: if a checkpoint cannot be written.
+        LabError: if a checkpoint cannot be written, or the loss is not finite any more.
     """
+    log = _Log(folder, progress)
     wants_evaluation = str(arguments.eval_strategy.value) != "no"
     trainer = _trainer(
         model=model,
@@ -97,27 +99,39 @@ def train(
         eval_dataset=_dicts(data.held_out) if wants_evaluation else None,
         data_collator=lambda rows: data.collate([row["example"] for row in rows]),
         processing_class=tokenizer,
-        callbacks=[*callbacks, _Log(folder, progress), _Stop(interruption)],
+        callbacks=[*callbacks, log, _Stop(interruption)],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = newest_complete_checkpoint(folder.path)
     try:
         with interruption.at_a_good_moment():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except RuntimeError as cause:
-        if TORCH_WRITER not in str(cause):
-            raise
-        raise LabError(
+    except LabError:
+        raise
+    except Exception as cause:
+        raise _explained(cause, log.has_stepped, folder) from cause
+    return trainer.state
+
+
+def _explained(cause: Exception, has_stepped: bool, folder: RunFolder) -> Exception:
+    """What an error out of Trainer means for whoever wrote the recipe; the error itself if it is our own fault."""
+    said = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    if TORCH_WRITER in said:
+        return LabError(
             f"a checkpoint in {folder.path} cannot be written (no space left?); the same command goes on from the last "
             "complete one"
-        ) from cause
-    return trainer.state
+        )
+    if not has_stepped and not isinstance(cause, OSError):  # optimizer, schedule and loader are made of its values
+        return RecipeError([f"transformers.Trainer cannot begin with these values ({said})"])
+    if "metric_for_best_model" in said:
+        return RecipeError([f"metric_for_best_model names nothing that is measured ({said})"])
+    return cause
 
 
 def _trainer(**settings: Any) -> Trainer:
     try:
         return Trainer(**settings)
-    except (ValueError, ImportError) as cause:
+    except (ValueError, ImportError, RuntimeError) as cause:
         raise RecipeError([f"transformers.Trainer refuses a value: {' '.join(str(cause).split())}"]) from cause
 
 
@@ -140,6 +154,7 @@ class _Log(TrainerCallback):
     def __init__(self, folder: RunFolder, progress: Progress) -> None:
         self._folder, self._progress = folder, progress
         self._note, self._since, self._seconds = "", 0.0, 0.0
+        self.has_stepped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._folder.cut_log(state.global_step)
@@ -147,6 +162,9 @@ class _Log(TrainerCallback):
         self._seconds = before[-1]["seconds"] if before else 0.0
         self._since = time.monotonic()
         self._progress.begin("training", state.max_steps, state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.has_stepped = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._progress.advance(1, f"training: step {state.global_step} of {state.max_steps}{self._note}")
@@ -161,6 +179,11 @@ class _Log(TrainerCallback):
         line["seconds"] = round(self._seconds + time.monotonic() - self._since, 3)
         line["peak_memory"] = peak_memory()
         self._folder.add_to_log(line)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise DivergedError(
+                f"the loss is {logs['loss']} at step {state.global_step}: training has diverged; lower learning_rate, "
+                "in another output_dir"
+            )
         if "loss" in logs:
             self._note = f", loss {logs['loss']:.3f}"
 
