@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, SettingsError
 from .recipe_check import nearest
-from .rows import GYM
+from .task import GYM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

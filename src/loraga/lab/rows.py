@@ -8,18 +8,16 @@ The held-out rows are taken first, so that they stay the same however many rows 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, SettingsError
-from .reasoning_gym import PACKAGE, single_module
-from .recipe_check import DATA_FILES, nearest
-from .task import Task
+from .recipe_check import DATA_FILES
+from .task import GYM, find_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
     from .recipe import Recipe
 
-GYM = "reasoning_gym:"
 OPTIONS_OF_THE_RECIPE = {
     "path": "write data",
     "split": "write split and held_out_split",
@@ -225,7 +222,7 @@ def _rows_of_a_task(recipe: Recipe, seed: int) -> Rows:
     if recipe.rows is None:
         raise SettingsError(f"rows is missing; {name} has rows without end, so say how many to make")
     counts = [recipe.held_out_rows or 0, recipe.rows]
-    items = _task(name, recipe.data_options).items(seed)
+    items = find_task(name, recipe.data_options).items(seed)
     made: Iterator[Row] = (
         Row({"question": item.question, "answer": item.answer}, number) for number, item in enumerate(items, start=1)
     )
@@ -236,59 +233,3 @@ def _rows_of_a_task(recipe: Recipe, seed: int) -> Rows:
             "held_out_rows and rows; ask for fewer, or widen the task by data_options"
         )
     return Rows(train, held_out, name, name)
-
-
-def _task(name: str, options: Mapping[str, Any]) -> Task:
-    module = name.removeprefix(GYM)
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is not None:  # single_module says what to do without it
-        _require_module(module, [Path(folder) for folder in spec.submodule_search_locations or ()])
-    try:
-        with single_module(module) as loaded:
-            return _checked(Task(name, module, *_classes(loaded, name), settings=options), loaded)
-    except ImportError as cause:
-        reason = f"it needs {cause.name}" if isinstance(cause, ModuleNotFoundError) else "it needs the whole package"
-        raise DataError(f"the task {name} cannot be loaded: {reason}, which is not there; take another task") from cause
-
-
-def _checked(task: Task, module: ModuleType) -> Task:
-    settings_class = getattr(module, task.settings_class)
-    _require_settings(task.settings, [each.name for each in fields(settings_class)], task.name)
-    try:
-        getattr(module, task.dataset)(settings_class(**task.settings, seed=0, size=1))
-    except (AssertionError, TypeError, ValueError) as cause:
-        raise SettingsError(f"{task.name} refuses data_options: {_in_one_line(cause)}") from cause
-    return task
-
-
-def _require_module(module: str, folders: list[Path]) -> None:
-    found = [path.relative_to(folder).with_suffix("").parts for folder in folders for path in folder.rglob("*.py")]
-    tasks = {parts[-1]: ".".join(parts) for parts in found if len(parts) > 1 and not parts[-1].startswith("_")}
-    if module not in tasks.values():
-        last = nearest(module.rpartition(".")[2], tasks)
-        meant = nearest(module, tasks.values()) or (last and tasks[last])
-        hint = f"did you mean {GYM}{meant}?" if meant else f"a task is named like {GYM}arithmetic.chain_sum"
-        raise SettingsError(f"reasoning-gym has no task {module}; {hint}")
-
-
-def _classes(module: ModuleType, name: str) -> tuple[str, str]:
-    """The names of a module's dataset class and of its settings' class."""
-    own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
-    datasets = [each.__name__ for each in own if any(base.__name__ == "ProceduralDataset" for base in each.__mro__[1:])]
-    settings = [each.__name__ for each in own if each.__name__.endswith("Config") and is_dataclass(each)]
-    if len(datasets) != 1 or len(settings) != 1:
-        found = ", ".join(datasets + settings) or "nothing of the kind"
-        raise SettingsError(f"{name} is no task: its module is to define one dataset and its Config, not {found}")
-    return datasets[0], settings[0]
-
-
-def _require_settings(options: Mapping[str, Any], known: list[str], name: str) -> None:
-    own = {"seed": "write data_seed", "size": "write rows and held_out_rows"}
-    settings = [each for each in known if each not in own]
-    for key in options:
-        if key in own:
-            raise SettingsError(f"data_options has {key}: {own[key]}")
-        if key not in settings:
-            meant = nearest(key, settings)
-            hint = f"did you mean {meant}?" if meant else f"it has {', '.join(settings) or 'none'}"
-            raise SettingsError(f"{name} has no setting {key}; {hint}")
