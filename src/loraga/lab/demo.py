@@ -44,7 +44,7 @@ EXAMPLES = 3  # answers shown
 RATE_BATCHES = 4
 
 # What each costs in training steps, so that one bar says how much is left.
-STEPS_EACH = {"training": 1.0, "evaluation": 0.08, "gradient": 9.0, "suggestion": 7.0 * RATE_BATCHES}
+STEPS_EACH = {"training": 1.0, "evaluation": 0.075, "gradient": 9.0, "suggestion": 7.0 * RATE_BATCHES}
 SILENT = Console(quiet=True)
 
 
