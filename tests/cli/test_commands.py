@@ -282,15 +282,17 @@ def test_an_adapter_that_plain_peft_loads_wrongly_is_neither_evaluated_nor_expor
 @pytest.mark.filterwarnings("ignore:The PEFT config's `base_model_name_or_path` was renamed:UserWarning")
 def test_an_adapter_of_another_base_model_is_named_with_it(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
-    LlamaForCausalLM(LlamaConfig(**{**tiny_model().config.to_dict(), "intermediate_size": 24})).save_pretrained("small")
-    byte_tokenizer().save_pretrained("small")
+    LlamaForCausalLM(LlamaConfig(**{**tiny_model().config.to_dict(), "intermediate_size": 24})).save_pretrained(
+        "other_base"
+    )
+    byte_tokenizer().save_pretrained("other_base")
 
     for words in (
-        ["evaluate", "good.yaml", "model=small", "--adapter", "trained/adapter", "--output", "small.jsonl"],
-        ["export", "trained", "out", "--model", "small"],
+        ["evaluate", "good.yaml", "model=other_base", "--adapter", "trained/adapter", "--output", "other_base.jsonl"],
+        ["export", "trained", "out", "--model", "other_base"],
     ):
         assert main(words) == 2
-        assert "the adapter trained/adapter does not fit small" in capsys.readouterr().err
+        assert "the adapter trained/adapter does not fit other_base" in capsys.readouterr().err
 
 
 def test_a_training_whose_loss_is_not_finite_stops_with_one_line(place, capsys, monkeypatch):

@@ -116,8 +116,8 @@ def open_folder(recipe: Recipe) -> Iterator[RunFolder]:
     from filelock import FileLock, Timeout
 
     folder = folder_of(recipe)
-    require_own(folder, recipe)
     try:
+        require_own(folder, recipe)
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0)
         with lock:
