@@ -17,6 +17,8 @@ from . import smollm2
 from .errors import DataError, SettingsError
 
 if TYPE_CHECKING:
+    from loraga.adapter_kind import AdapterKind
+
     from .recipe import Recipe
 
 
@@ -98,11 +100,14 @@ class BaseModel:
         return (path if path.exists() else self.name), {}
 
 
-def require_loadable(adapter: Path) -> None:
+def require_loadable(adapter: Path) -> AdapterKind:
     """Refuses an adapter that plain PEFT would load wrongly onto its original base model.
 
     Args:
         adapter: its folder.
+
+    Returns:
+        What it is.
 
     Raises:
         SettingsError: with the reason and the remedy.
@@ -111,6 +116,7 @@ def require_loadable(adapter: Path) -> None:
     found = inspect_adapter(adapter)
     if not found.loads_as_it_is:
         raise SettingsError(f"{adapter}: {found.title}. {found.why} {found.remedy}".strip())
+    return found
 
 
 def misfit(adapter: Path, model: str, cause: Exception) -> str:

@@ -25,7 +25,18 @@ from .recipe_check import load_recipe
 from .recipe_file import recipe_values
 from .rows import read_rows
 from .run import run, suggest
-from .run_folder import EVALUATION, METRICS, RATE, RESULT, RunFolder, folder_of, read_json, read_lines, write_json
+from .run_folder import (
+    EVALUATION,
+    METRICS,
+    RATE,
+    RESULT,
+    RunFolder,
+    differences,
+    folder_of,
+    read_json,
+    read_lines,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -204,15 +215,9 @@ class Demo:
         """Whether a part is done; one of another demo is refused."""
         if not file.is_file():
             return False
-        there, here = read_json(file)["recipe"], recipe_values(self.recipe)
-        differing = [
-            f"{key} is {there.get(key)} there, {value} here"
-            for key, value in here.items()
-            if key != "output_dir" and there.get(key) != value
-        ]
-        if differing:
+        if differing := differences(read_json(file)["recipe"], self.recipe):
             raise SettingsError(
-                f"{self.folder} is the folder of another demo ({'; '.join(differing)}); remove it, or name another one"
+                f"{self.folder} is the folder of another demo ({differing}); remove it, or name another one"
             )
         return True
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from .errors import SettingsError
-from .examples import IGNORED, Collator, on_device, padding, prompt_batch, takes_logits_to_keep
+from .examples import IGNORED, collator_for, on_device, padding, prompt_batch
 from .metrics import METRICS
 from .run_folder import read_lines, write_whole
 
@@ -171,11 +171,9 @@ def _judged(
 @torch.no_grad()
 def _losses(model: Any, tokenizer: Any, batch: Sequence[Example]) -> tuple[list[float], list[int]]:
     """Each row's mean loss, and how many target tokens it is the mean of."""
-    is_encoder_decoder = bool(model.config.is_encoder_decoder)
-    collate = Collator(padding(tokenizer), is_encoder_decoder, takes_logits_to_keep(model))
-    tensors = on_device(model, collate(batch))
+    tensors = on_device(model, collator_for(tokenizer, model)(batch))
     logits, labels = model(**tensors).logits.float(), tensors["labels"]
-    if not is_encoder_decoder:
+    if not model.config.is_encoder_decoder:
         logits, labels = logits[:, :-1], labels[:, 1:]
     each = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")  # (B, T)
     terms = (labels != IGNORED).sum(dim=1)

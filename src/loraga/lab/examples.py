@@ -251,6 +251,11 @@ class Collator:
         return {**batch, "labels": labels[:, -kept:], "logits_to_keep": kept}
 
 
+def collator_for(tokenizer: Any, model: Any) -> Collator:
+    """How a model takes its batches: one that can leaves out the logits that no target needs."""
+    return Collator(padding(tokenizer), bool(model.config.is_encoder_decoder), takes_logits_to_keep(model))
+
+
 def prompt_batch(examples: Sequence[Example], pad: int, is_encoder_decoder: bool = False) -> dict[str, Tensor]:
     """Pads prompts into one batch to generate from.
 

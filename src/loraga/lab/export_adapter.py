@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraga import export, load
-from loraga.adapter_kind import inspect_adapter
 
 from .base_model import BaseModel, misfit, require_loadable
 from .errors import SettingsError
@@ -39,8 +38,8 @@ def export_adapter(adapter: Path, output: Path, rank: int | None, merge: bool, m
     directory = adapter if (adapter / CONFIG).is_file() else adapter / RESULT
     if not (directory / CONFIG).is_file():
         raise SettingsError(f"{adapter} holds no {CONFIG}, so it is no adapter's folder, nor that of a finished run")
-    require_loadable(directory)
-    if not (name := model or inspect_adapter(directory).base_model):
+    found = require_loadable(directory)
+    if not (name := model or found.base_model):
         raise SettingsError(f"{directory / CONFIG} names no base model; name it with --model")
     base = BaseModel(name)
     with quiet_libraries():

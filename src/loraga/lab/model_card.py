@@ -54,8 +54,9 @@ def text(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
 
 
 def _how_to_load(recipe: Recipe) -> str:
-    kind = "AutoModelForSeq2SeqLM" if BaseModel.of(recipe).is_encoder_decoder else "AutoModelForCausalLM"
-    where = _quoted(BaseModel.of(recipe).address)
+    base = BaseModel.of(recipe)
+    kind = "AutoModelForSeq2SeqLM" if base.is_encoder_decoder else "AutoModelForCausalLM"
+    where = _quoted(base.address)
     if Path(recipe.model).suffix == ".gguf":
         where += f", gguf_file={_quoted(Path(recipe.model).name)}"
     if recipe.trust_remote_code:

@@ -10,7 +10,7 @@ from loraga import GradientFileError, describe_gradients
 
 from .base_model import BaseModel
 from .errors import DataError
-from .examples import Collator, Example, encode_all, padding, takes_logits_to_keep
+from .examples import Example, collator_for, encode_all
 from .prompts import make_prompted
 from .rows import read_rows
 from .training import TrainingData
@@ -37,10 +37,8 @@ class Prepared:
         return digest_of((self.train, self.held_out))
 
     def data_for(self, model: Any) -> TrainingData:
-        """The rows as the model takes them: one that can leaves out the logits that no target needs."""
-        is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        collate = Collator(padding(self.tokenizer), is_encoder_decoder, takes_logits_to_keep(model))
-        return TrainingData(self.train, self.held_out, collate)
+        """The rows as the model takes them."""
+        return TrainingData(self.train, self.held_out, collator_for(self.tokenizer, model))
 
 
 def digest_of(rows: Any) -> str:

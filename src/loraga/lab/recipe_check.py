@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,7 @@ def shown(value: Any) -> str:
     return "nothing" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
+@cache
 def schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of a recipe, for editors."""
     made = TypeAdapter(Recipe).json_schema()

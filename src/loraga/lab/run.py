@@ -187,8 +187,7 @@ def _started(
 
 
 def _draw(recipe: Recipe, folder: RunFolder) -> None:
-    logged = [line for line in folder.log() if "loss" in line]
-    if logged:
+    if logged := folder.training_log():
         steps, losses = [line["step"] for line in logged], [line["loss"] for line in logged]
         curve = Curve(METHODS[recipe.method].title, losses, "tab:blue", steps=steps)
         draw_losses([curve], folder / PICTURE, recipe.data)
@@ -202,7 +201,7 @@ def _done_before(metrics: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def _metrics(recipe: Recipe, folder: RunFolder, held_out: Evaluation | None) -> dict[str, Any]:
-    log = [line for line in folder.log() if "loss" in line]
+    log = folder.training_log()
     losses = [line["loss"] for line in log]
     return {
         "method": recipe.method,

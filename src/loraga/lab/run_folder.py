@@ -74,7 +74,11 @@ class RunFolder:
 
     def losses(self) -> list[float]:
         """The training losses of the log, in order."""
-        return [line["loss"] for line in self.log() if "loss" in line]
+        return [line["loss"] for line in self.training_log()]
+
+    def training_log(self) -> list[dict[str, Any]]:
+        """The lines of the log that hold a training loss, in order."""
+        return [line for line in self.log() if "loss" in line]
 
     def log(self) -> list[dict[str, Any]]:
         """The lines of the log; a half line that a killed process left is not one."""
@@ -151,17 +155,28 @@ def require_own(folder: RunFolder, recipe: Recipe) -> None:
         return
     if not folder.has_begun and (folder / RECIPE).read_text(encoding="utf-8").startswith(HEAD):
         return  # a run that failed before its start leaves its folder to the next one
-    there, here = recipe_values(load_recipe(folder / RECIPE)), recipe_values(recipe)
-    differing = [
+    if differing := differences(recipe_values(load_recipe(folder / RECIPE)), recipe):
+        raise SettingsError(
+            f"{folder.path} is the folder of another run ({differing}); remove it, or name another output_dir"
+        )
+
+
+def differences(there: Mapping[str, Any], recipe: Recipe) -> str:
+    """In which keys the values that a folder was made with differ from a recipe's, in words; empty if in none.
+
+    Args:
+        there: the folder's `recipe_values`; where it lies does not matter.
+        recipe: the one that is to go on there.
+
+    Returns:
+        "rank is 8 there, 4 here; ...".
+    """
+    here = recipe_values(recipe)
+    return "; ".join(
         f"{key} is {there.get(key)} there, {here.get(key)} here"
         for key in dict.fromkeys([*here, *there])
         if key != "output_dir" and there.get(key) != here.get(key)
-    ]
-    if differing:
-        raise SettingsError(
-            f"{folder.path} is the folder of another run ({'; '.join(differing)}); "
-            "remove it, or name another output_dir"
-        )
+    )
 
 
 def require_same_data(folder: RunFolder, digest: str) -> None:
@@ -219,7 +234,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         path: the file.
 
     Returns:
-        None if there is no file, and no half last line.
+        One for each line but a half last one; an empty list if there is no file.
 
     Raises:
         SettingsError: if it is no such file.
