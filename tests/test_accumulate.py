@@ -28,12 +28,20 @@ SHAPES = [(96, 128), (128, 96), (128, 40)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def stream(batches, columns=COLUMNS_PER_RANK * RANK, *, weights=None, loss_terms=1.0, seed=0, **choices):
-    return finish(FactorAccumulator(columns, layer_generator(seed, "layer"), **choices), batches, weights, loss_terms)
+def stream(batches, columns=COLUMNS_PER_RANK * RANK, *, weights=None, loss_terms=1.0, seed=0):
+    return finish(FactorAccumulator(columns, layer_generator(seed, "layer")), batches, weights, loss_terms)
 
 
 def hold(batches, columns=COLUMNS_PER_RANK * RANK, *, weights=None, loss_terms=1.0):
     return finish(MatrixAccumulator(columns, torch.device("cpu")), batches, weights, loss_terms)
+
+
+def hold_and_seek(batches, columns=COLUMNS_PER_RANK * RANK, *, weights=None, loss_terms=1.0, seed=0):
+    generator = layer_generator(seed, "layer")
+    return finish(MatrixAccumulator(columns, generator=generator), batches, weights, loss_terms)
+
+
+SUMS = (stream, hold, hold_and_seek)
 
 
 def finish(accumulator, batches, weights, loss_terms):
@@ -72,13 +80,13 @@ def low_rank_batches(d_out, d_in, rank, count, *, seed=0, dtype=torch.float32):
     st.sampled_from(DTYPES),
     st.integers(0, 10_000),
 )
-def test_both_sums_are_the_weighted_float64_sum_where_the_columns_hold_its_rank(d_out, d_in, rank, count, dtype, seed):
+def test_all_sums_are_the_weighted_float64_sum_where_the_columns_hold_its_rank(d_out, d_in, rank, count, dtype, seed):
     rank = min(rank, d_out, d_in)
     batches = low_rank_batches(d_out, d_in, rank, count, seed=seed, dtype=dtype)
     tokens = sum(len(X) for X, _ in batches)  # rounding to bfloat16 makes the rank as large
     weights = [float(3 * i + 1) for i in range(count)]
     mean = dense_sum(batches, weights) / sum(weights)
-    for add in (stream, hold):
+    for add in SUMS:
         gradient = add(batches, tokens, weights=weights, loss_terms=sum(weights))
         assert gradient.columns == min(tokens, d_out, d_in)
         assert gradient.shape == (d_out, d_in)
@@ -120,9 +128,26 @@ def test_the_residual_is_within_a_percent_of_the_optimum(count):
     assert max(found) <= 1.02
 
 
-def test_the_residual_falls_with_more_columns_and_needs_the_subspace_iteration():
-    assert statistics.median(residuals(8, iterations=0)) >= 1.02
-    assert statistics.median(residuals(8, columns=8 * RANK)) <= 1.001
+def test_the_residual_falls_with_more_columns():
+    few, default, many = (statistics.median(residuals(8, columns=per_rank * RANK)) for per_rank in (2, 4, 8))
+    assert many <= 1.001
+    assert many < default < few <= 1.01
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_held_matrix_whose_triplets_are_sought_is_near_the_optimum_and_knows_its_tail(shape):
+    batches = micro_batches(planted(*shape), 8, tokens=16, noise=0.5)
+    matrix = dense_sum(batches)
+    gradient = hold_and_seek(batches, columns=8)
+    assert residual_over_optimum(gradient, matrix) <= 1.002
+    assert gradient.tail == pytest.approx(float((matrix - dense(gradient)).norm()), rel=1e-4)
+
+
+def test_a_direction_that_only_a_late_batch_has_is_found():
+    early = micro_batches(planted(96, 128, values=torch.ones(1), seed=3), 7, tokens=16, seed=4)
+    late = micro_batches(planted(96, 128, values=torch.tensor([0.5, 0.4, 0.3]), seed=5), 1, tokens=16, seed=6)
+    matrix = dense_sum([*early, *late])
+    assert relative_error(dense(stream([*early, *late], columns=4)), matrix) <= 1e-4
 
 
 # ---- properties
@@ -185,7 +210,7 @@ def test_the_tail_is_that_of_the_mean():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
-@pytest.mark.parametrize("add", [stream, hold])
+@pytest.mark.parametrize("add", SUMS)
 def test_the_losss_scale_leaves_the_first_step_where_it_is(add, scale):
     batches = micro_batches(planted(96, 128), 8, tokens=16, noise=0.5)
     matrix = dense_sum(batches)
@@ -197,7 +222,7 @@ def test_the_losss_scale_leaves_the_first_step_where_it_is(add, scale):
     assert scaled.tail == pytest.approx(scale * one.tail, rel=1e-3)
 
 
-@pytest.mark.parametrize("add", [stream, hold])
+@pytest.mark.parametrize("add", SUMS)
 @given(st.permutations(range(6)), st.integers(0, 100))
 def test_the_order_of_batches_does_not_matter(add, order, seed):
     batches = low_rank_batches(40, 60, 12, 6, seed=seed)
@@ -207,7 +232,7 @@ def test_the_order_of_batches_does_not_matter(add, order, seed):
     assert relative_error(dense(shuffled), dense(straight)) <= 1e-4
 
 
-@pytest.mark.parametrize("add", [stream, hold])
+@pytest.mark.parametrize("add", SUMS)
 @given(st.lists(st.integers(1, 23), min_size=1, max_size=5, unique=True), st.integers(0, 100))
 def test_splitting_a_batch_does_not_matter(add, cuts, seed):
     [(X, dY)] = micro_batches(planted(40, 60, seed=seed, values=1.0 / torch.arange(1, 13)), 1, tokens=24, seed=seed)
@@ -225,7 +250,7 @@ def test_order_and_splitting_keep_the_residual_where_columns_are_cut(count):
         assert residual_over_optimum(stream(variant), dense_sum(batches)) <= 1.02
 
 
-@pytest.mark.parametrize("add", [stream, hold])
+@pytest.mark.parametrize("add", SUMS)
 def test_swapping_inputs_and_output_gradients_transposes_the_gradient(add):
     batches = low_rank_batches(40, 60, 12, 6)
     straight, turned = add(batches), add([(dY, X) for X, dY in batches])
@@ -236,7 +261,7 @@ def test_swapping_inputs_and_output_gradients_transposes_the_gradient(add):
 def test_a_call_without_tokens_changes_nothing():
     batches = low_rank_batches(40, 60, 12, 6)
     idle = (torch.zeros(0, 60), torch.zeros(0, 40))
-    for add in (stream, hold):
+    for add in SUMS:
         assert relative_error(dense(add([idle, *batches, idle])), dense(add(batches))) <= 1e-4
 
 
@@ -264,7 +289,7 @@ def test_the_held_matrix_repeats_bit_for_bit():
     assert all(torch.equal(a, b) for a, b in ((one.U, two.U), (one.S, two.S), (one.Vh, two.Vh)))
 
 
-@pytest.mark.parametrize("add", [stream, hold])
+@pytest.mark.parametrize("add", SUMS)
 def test_what_was_added_is_left_as_it_was(add):
     batches = low_rank_batches(40, 60, 12, 3)
     copies = [(X.clone(), dY.clone()) for X, dY in batches]
@@ -292,15 +317,20 @@ def test_a_value_that_is_not_finite_is_refused_with_the_batch_that_has_it(accumu
 
 def test_a_sum_that_overflows_is_refused():
     batches = [(X, 1e38 * dY) for X, dY in micro_batches(planted(12, 17, scale=100.0), 3, tokens=5)]
-    for add in (stream, hold):
+    for add in SUMS:
         with pytest.raises(GradientError, match="not finite"):
             add(batches)
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))
+@given(st.integers(1, 1300), st.integers(1, 1300), st.integers(1, 300))
 @example(64, 64, 32)  # as large
 @example(64, 64, 31)
-def test_a_matrix_is_held_where_it_is_no_larger_than_its_factors(d_out, d_in, columns):
+@example(1024, 1024, 64)
+@example(1024, 1024, 63)
+@example(1025, 1024, 64)
+def test_a_matrix_is_held_where_it_is_no_larger_than_its_factors_or_soon_formed(d_out, d_in, columns):
     matrix = torch.empty(d_out, d_in, device="meta")
     factors = (torch.empty(d_out, columns, device="meta"), torch.empty(columns, d_in, device="meta"))
-    assert holds_matrix(d_out, d_in, columns) == (matrix.numel() <= sum(factor.numel() for factor in factors))
+    is_small = matrix.numel() <= sum(factor.numel() for factor in factors)
+    is_narrow = 4 * matrix.numel() <= 4 * 2**20 and columns >= 64
+    assert holds_matrix(d_out, d_in, columns) == (is_small or is_narrow)

@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 
 from loraga import GradientError, LowRankGradient
 from loraga.gradient import (
+    Matrix,
     Product,
     factor_matrix,
     factor_product,
     factor_sum,
     layer_generator,
+    leading_directions,
+    project_sum,
+    random_directions,
     require_finite,
     times,
-    times_transposed,
+    transpose_times,
 )
 from tests.planted import Planted, orthonormal, planted, projector, reference_svd, tail_norm
 
@@ -159,20 +163,30 @@ def summands(d_out, d_in, count, inner, seed):
     return products, sum(product.left.double() @ product.right.double() for product in products)
 
 
+def found(products, columns, iterations=0, *, seed=0, loss_terms=1):
+    """The triplets that a range finder gives which begins at random directions."""
+    d_in = products[0].right.shape[1]
+    directions = random_directions(d_in, columns, layer_generator(seed, "layer"), torch.device("cpu"))
+    return factor_sum(products, times(products, directions), loss_terms, iterations)
+
+
 @given(st.integers(4, 128), st.integers(4, 128), st.integers(1, 5), st.integers(1, 4), seeds)
 def test_products_with_an_implicit_sum_agree_with_the_dense_ones(d_out, d_in, count, inner, seed):
     products, matrix = summands(d_out, d_in, count, inner, seed % 10_000)
     generator = torch.Generator().manual_seed(seed)
     right, left = torch.randn(d_in, 3, generator=generator), torch.randn(d_out, 3, generator=generator)
     assert_close(times(products, right), matrix @ right.double(), 1e-5 * count * float(right.norm()))
-    assert_close(times_transposed(products, left), matrix.T @ left.double(), 1e-5 * count * float(left.norm()))
+    assert_close(transpose_times(products, left), matrix.T @ left.double(), 1e-5 * count * float(left.norm()))
+    scaled = [replace(product, scale=3.0) for product in products] + [Matrix(matrix.float())]
+    assert_close(times(scaled, right), 4 * matrix @ right.double(), 1e-4 * count * float(right.norm()))
+    assert_close(transpose_times(scaled, left), 4 * matrix.T @ left.double(), 1e-4 * count * float(left.norm()))
 
 
 @given(st.integers(4, 128), st.integers(4, 128), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2), seeds)
 def test_factor_sum_is_exact_where_the_columns_hold_the_rank(d_out, d_in, count, inner, iterations, seed):
     products, matrix = summands(d_out, d_in, count, inner, seed % 10_000)
     columns = count * inner
-    factored = factor_sum(products, columns, iterations, layer_generator(seed, "layer"), loss_terms=5)
+    factored = found(products, columns, iterations, seed=seed, loss_terms=5)
     kept = min(columns, d_out, d_in)
     assert_factors_well_formed(factored, kept)
     assert float((factored.S - reference_svd(matrix).S[:kept]).abs().max()) <= 10 * ROUNDING * largest(matrix)
@@ -188,8 +202,7 @@ def test_factor_sum_is_near_the_eckart_young_optimum_on_a_falling_spectrum(shape
     products = [Product(left[:, ::2], right[::2]), Product(left[:, 1::2], right[1::2])]
     optimum = tail_norm(gradient.S, 16)
     residuals = [
-        float((gradient.matrix - dense(factor_sum(products, 16, iterations, layer_generator(seed, "l"), 1))).norm())
-        for iterations in (0, 1, 4)
+        float((gradient.matrix - dense(found(products, 16, iterations, seed=seed))).norm()) for iterations in (0, 1, 4)
     ]
     assert residuals[1] <= 1.15 * optimum
     assert residuals[2] <= 1.02 * optimum
@@ -199,21 +212,41 @@ def test_factor_sum_is_near_the_eckart_young_optimum_on_a_falling_spectrum(shape
 @pytest.mark.parametrize("shape", [(40, 100), (100, 40)])
 def test_factor_sum_of_the_transpose_and_of_another_order_is_the_same_value(shape):
     products, matrix = summands(*shape, count=3, inner=4, seed=9)
-    straight = factor_sum(products, 12, 1, layer_generator(0, "l"), 1)
-    turned = factor_sum(
-        [Product(product.right.T, product.left.T) for product in products], 12, 1, layer_generator(0, "l"), 1
-    )
-    other_order = factor_sum(products[::-1], 12, 1, layer_generator(0, "l"), 1)
+    straight = found(products, 12)
+    turned = found([Product(product.right.T, product.left.T) for product in products], 12)
+    other_order = found(products[::-1], 12)
     assert_close(dense(turned).T, dense(straight), 1e-4 * largest(matrix))
     assert_close(dense(other_order), dense(straight), 1e-4 * largest(matrix))
+
+
+@given(st.integers(4, 96), st.integers(4, 96), st.integers(1, 24), seeds)
+def test_a_projection_is_the_sum_on_an_orthonormal_right_basis(d_out, d_in, columns, seed):
+    products, matrix = summands(d_out, d_in, 2, 4, seed % 10_000)
+    sketch = times(products, random_directions(d_in, columns, layer_generator(seed, "l"), torch.device("cpu")))
+    projected = project_sum(products, sketch)
+    assert projected.right.shape == (min(columns, d_out, d_in), d_in)
+    basis = projected.right.double().T
+    identity = torch.diag(torch.full((basis.shape[1],), 1.0, dtype=torch.float64))
+    assert_close(basis.T @ basis, identity, ROUNDING * basis.shape[1] ** 0.5)
+    assert_close(projected.left, matrix @ basis, ROUNDING * largest(matrix) * basis.shape[1] ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (100, 40)])
+def test_leading_directions_are_the_projections_right_singular_vectors_down_to_small_values(shape):
+    gradient = planted(*shape, seed=2, values=10.0 ** -torch.arange(7))
+    projected = project_sum([Product((gradient.U * gradient.S).float(), gradient.Vh.float())], gradient.matrix.float())
+    directions = leading_directions(projected, 5)
+    reference = reference_svd(projected.left.double() @ projected.right.double())
+    assert directions.shape == (shape[1], 5)
+    assert_close((directions.double() * reference.Vh[:5].T).sum(0).abs(), torch.ones(5), 1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_factor_sum_of_a_scaled_sum_keeps_the_subspaces(scale):
     gradient = planted(60, 90, seed=4)
     left, right = (gradient.U * gradient.S).float(), gradient.Vh.float()
-    one = factor_sum([Product(left, right)], 16, 1, layer_generator(0, "l"), 1)
-    scaled = factor_sum([Product(scale * left, right)], 16, 1, layer_generator(0, "l"), 1)
+    one = found([Product(left, right)], 16)
+    scaled = found([Product(scale * left, right)], 16)
     assert torch.allclose(scaled.S, scale * one.S, rtol=1e-4)
     assert_close(projector(scaled.U[:, :8]), projector(one.U[:, :8]), 1e-3)
 
@@ -221,19 +254,19 @@ def test_factor_sum_of_a_scaled_sum_keeps_the_subspaces(scale):
 def test_factor_sum_repeats_bit_for_bit_whatever_the_global_random_state():
     products, _ = summands(80, 60, count=3, inner=6, seed=2)
     torch.manual_seed(1)
-    one = factor_sum(products, 8, 1, layer_generator(11, "layer"), 1)
+    one = found(products, 8, seed=11)
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    two = factor_sum(products, 8, 1, layer_generator(11, "layer"), 1)
+    two = found(products, 8, seed=11)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in ((one.U, two.U), (one.S, two.S), (one.Vh, two.Vh)))
-    other = factor_sum(products, 8, 1, layer_generator(12, "layer"), 1)
+    other = found(products, 8, seed=12)
     assert not torch.equal(one.U, other.U)  # 8 of 18 directions: the draw shows
 
 
 def test_a_zero_sum_has_orthonormal_factors_and_no_direction():
     products = [Product(left=torch.zeros(20, 3), right=torch.zeros(3, 30))]
-    factored = factor_sum(products, 6, 1, layer_generator(0, "l"), 1)
+    factored = found(products, 6)
     assert_factors_well_formed(factored, 6)
     assert factored.directions == 0
     assert factored.norm == 0
@@ -261,7 +294,7 @@ def test_a_value_that_is_not_finite_is_refused_wherever_it_is(bad, data):
     with pytest.raises(GradientError, match="not finite"):
         factor_product(left, right, 1)
     with pytest.raises(GradientError, match="not finite"):
-        factor_sum([Product(left, right)], 4, 1, layer_generator(0, "l"), 1)
+        found([Product(left, right)], 4)
 
 
 def test_finite_values_pass():

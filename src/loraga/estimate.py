@@ -165,7 +165,7 @@ class _Sums:
         if self._estimator == "exact":
             return MatrixAccumulator(columns, None if self._single else torch.device("cpu"))
         if holds_matrix(*self._shapes[layer], columns):
-            return MatrixAccumulator(columns)
+            return MatrixAccumulator(columns, generator=layer_generator(self._seed, layer))
         return FactorAccumulator(columns, layer_generator(self._seed, layer))
 
     def finish(self, loss_terms: float) -> dict[str, LowRankGradient]:

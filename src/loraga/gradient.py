@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import reduce
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -21,9 +22,8 @@ from .errors import GradientError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COLUMNS_PER_RANK = 4  # at 4 columns a rank and one iteration the residual is within 1 % of the optimum on real models
-SUBSPACE_ITERATIONS = 1
-OVERSAMPLING = 8  # columns sought beyond those kept; without them 64 merges lose 1.1 % in the median, with them 0.6 %
+COLUMNS_PER_RANK = 4  # at 4 columns a rank the residual is within 1 % of the optimum on real models
+OVERSAMPLING = 8  # random directions beyond the columns kept: how a merge finds what is new
 PROBES = 8  # random directions that estimate the norm of what the factors leave out
 
 
@@ -65,8 +65,7 @@ class LowRankGradient:
         """Number of singular values above float32 rounding, counted as `torch.linalg.matrix_rank` does."""
         if self.columns == 0:  # the gradient of a scheme that uses none
             return 0
-        threshold = self.S.max() * max(self.shape) * torch.finfo(self.S.dtype).eps
-        return int((threshold < self.S).sum())
+        return _above_rounding(self.S, self.shape)
 
     def coverage(self, columns: int) -> float:
         """Share of the gradient's squared Frobenius norm in its first singular values.
@@ -170,68 +169,137 @@ def factor_product(left: Tensor, right: Tensor, loss_terms: float) -> LowRankGra
     return _with_fixed_signs(left_basis @ U, S, Vh @ right_basis.T, loss_terms)
 
 
+class Summand(Protocol):
+    """One (d_out, d_in) matrix of a sum, known by its products with thin matrices."""
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """Multiplies by (d_in, m) and gives (d_out, m)."""
+        ...
+
+    def transpose_times(self, matrix: Tensor) -> Tensor:
+        """Multiplies the transpose by (d_out, m) and gives (d_in, m)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Product:
-    """One summand left @ right of an implicit sum, in float32."""
+    """scale * left @ right, in float32, never formed."""
 
     left: Tensor  # (d_out, m)
     right: Tensor  # (m, d_in)
+    scale: float = 1.0
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """Multiplies by (d_in, m) and gives (d_out, m)."""
+        return self.left @ (self.right @ (self.scale * matrix))
+
+    def transpose_times(self, matrix: Tensor) -> Tensor:
+        """Multiplies the transpose by (d_out, m) and gives (d_in, m)."""
+        return self.right.T @ (self.left.T @ (self.scale * matrix))
 
 
-def factor_sum(
-    products: Sequence[Product], columns: int, iterations: int, generator: torch.Generator, loss_terms: float
-) -> LowRankGradient:
-    """Finds the leading singular triplets of a sum of products by a randomised range finder.
+@dataclass(frozen=True)
+class Matrix:
+    """A (d_out, d_in) matrix that is at hand, in float32."""
+
+    values: Tensor
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """Multiplies by (d_in, m) and gives (d_out, m)."""
+        return self.values @ matrix
+
+    def transpose_times(self, matrix: Tensor) -> Tensor:
+        """Multiplies the transpose by (d_out, m) and gives (d_in, m)."""
+        return self.values.T @ matrix
+
+
+def factor_sum(summands: Sequence[Summand], sketch: Tensor, loss_terms: float, iterations: int = 0) -> LowRankGradient:
+    """Finds the leading singular triplets of a sum from its product with a few directions.
 
     Args:
-        products: summands of equal shape (d_out, d_in); none is formed.
-        columns: number k of triplets to find.
-        iterations: subspace iterations; each costs two more products with thin matrices.
-        generator: private source of the random directions, on the CPU.
+        summands: matrices of equal shape (d_out, d_in); their sum is never formed.
+        sketch: the sum times m directions, (d_out, m).
         loss_terms: number of loss terms that the sum is the mean over.
+        iterations: subspace iterations, as for `project_sum`.
 
     Returns:
-        min(k, d_out, d_in) triplets, with tail 0: the caller knows better what is left out.
+        min(m, d_out, d_in) triplets, with tail 0: the caller knows better what is left out.
 
     Raises:
         GradientError: if the sum is not finite.
     """
-    d_out, d_in = products[0].left.shape[0], products[0].right.shape[1]
-    width = min(columns, d_out, d_in)
-    device = products[0].left.device
-    directions = torch.randn(d_in, width, generator=generator, dtype=torch.float32).to(device)
-    basis = _orthonormal(times(products, directions))  # (d_out, width)
-    for _ in range(iterations):
-        basis = _orthonormal(times(products, _orthonormal(times_transposed(products, basis))))
-    right_basis, core = torch.linalg.qr(times_transposed(products, basis))  # (d_in, width), (width, width)
-    U, S, Vh = torch.linalg.svd(core.T, full_matrices=False)
-    return _with_fixed_signs(basis @ U, S, Vh @ right_basis.T, loss_terms)
+    projected = project_sum(summands, sketch, iterations)
+    return factor_product(projected.left, projected.right, loss_terms)
 
 
-def times(products: Sequence[Product], matrix: Tensor) -> Tensor:
-    """Multiplies an implicit sum of products by a matrix.
+def project_sum(summands: Sequence[Summand], sketch: Tensor, iterations: int = 0) -> Product:
+    """Projects a sum onto an orthonormal right basis that a range finder turns towards its leading singular vectors.
+
+    The sketch spans a left basis; the transpose of the sum times that spans the right basis V; the projection is
+    (sum V) V^T. Each of the products is a power step. Nothing is decomposed, so that projections can follow each other.
 
     Args:
-        products: the summands, (d_out, d_in) each.
+        summands: matrices of equal shape (d_out, d_in); their sum is never formed.
+        sketch: the sum times m directions, (d_out, m): random ones, or right vectors found before.
+        iterations: subspace iterations before the right basis is taken; each costs two more products.
+
+    Returns:
+        left = sum V, (d_out, w), and right = V^T with orthonormal rows, (w, d_in), for w = min(m, d_out, d_in).
+
+    Raises:
+        GradientError: if the sum is not finite.
+    """
+    require_finite(sketch)  # a NaN or an infinity anywhere in a summand reaches every product with it
+    basis = _orthonormal(sketch)  # (d_out, w)
+    for _ in range(iterations):
+        basis = _orthonormal(times(summands, _orthonormal(transpose_times(summands, basis))))
+    right_basis = _orthonormal(transpose_times(summands, basis))  # (d_in, w)
+    left = times(summands, right_basis)  # (d_out, w)
+    require_finite(left)  # products of finite numbers may overflow
+    return Product(left, right_basis.T)
+
+
+def leading_directions(projected: Product, count: int) -> Tensor:
+    """Gives the leading right singular vectors of a projection whose singular values are above float32 rounding.
+
+    Args:
+        projected: what `project_sum` gave, (d_out, w) times (w, d_in) with orthonormal rows.
+        count: how many to give at most.
+
+    Returns:
+        The vectors as columns, (d_in, m), m <= count.
+    """
+    left = projected.left.double()  # squaring the singular values in float32 would lose the small ones
+    squares, rotation = torch.linalg.eigh(left.T @ left)  # rising
+    shape = (projected.left.shape[0], projected.right.shape[1])
+    count = min(count, _above_rounding(squares.clamp_min(0).sqrt(), shape))
+    return projected.right.T @ rotation.flip(1)[:, :count].float()
+
+
+def times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
+    """Multiplies a sum by a matrix.
+
+    Args:
+        summands: the matrices, (d_out, d_in) each.
         matrix: (d_in, m).
 
     Returns:
         The product, (d_out, m).
     """
-    return torch.stack([product.left @ (product.right @ matrix) for product in products]).sum(0)
+    return _sum([summand.times(matrix) for summand in summands])
 
 
-def times_transposed(products: Sequence[Product], matrix: Tensor) -> Tensor:
-    """Multiplies the transpose of an implicit sum of products by a matrix.
+def transpose_times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
+    """Multiplies the transpose of a sum by a matrix.
 
     Args:
-        products: the summands, (d_out, d_in) each.
+        summands: the matrices, (d_out, d_in) each.
         matrix: (d_out, m).
 
     Returns:
         The product, (d_in, m).
     """
-    return torch.stack([product.right.T @ (product.left.T @ matrix) for product in products]).sum(0)
+    return _sum([summand.transpose_times(matrix) for summand in summands])
 
 
 def layer_generator(seed: int, layer: str) -> torch.Generator:
@@ -248,6 +316,21 @@ def layer_generator(seed: int, layer: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def random_directions(d_in: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draws independent standard normal vectors.
+
+    Args:
+        d_in: length of each.
+        count: how many.
+        generator: a source on the CPU, so that every device gets the same numbers.
+        device: where the vectors are wanted.
+
+    Returns:
+        The vectors as columns, (d_in, count), float32.
+    """
+    return torch.randn(d_in, count, generator=generator, dtype=torch.float32).to(device)
+
+
 def require_finite(values: Tensor) -> None:
     """Refuses values that are not finite.
 
@@ -261,8 +344,15 @@ def require_finite(values: Tensor) -> None:
         raise GradientError("the gradient has entries that are not finite")
 
 
+def _above_rounding(values: Tensor, shape: tuple[int, int]) -> int:
+    return int((values > values.max() * max(shape) * torch.finfo(torch.float32).eps).sum())
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
+
+
 def _orthonormal(matrix: Tensor) -> Tensor:
-    require_finite(matrix)  # a NaN or an infinity anywhere in a summand reaches every thin product
     return torch.linalg.qr(matrix).Q
 
 
