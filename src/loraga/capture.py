@@ -109,7 +109,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, inputs: Tensor, name: str, receiver: Receiver) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.name, ctx.receiver = name, receiver
-        return output.view_as(output)
+        return output.data  # the same memory, but no view: an activation may write in place into what it gets
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -132,8 +132,7 @@ def _hook(name: str, receiver: Receiver, counter: CallCounter) -> Callable[..., 
         inputs = args[0] if args else next(iter(kwargs.values()))
         if not output.requires_grad:  # nothing before this layer asks for a gradient: the graph starts here
             output = output.detach().requires_grad_(True)
-        # a copy, because an activation may write in place into what it gets, which autograd forbids on a view
-        return _Tap.apply(output, inputs.detach(), name, receiver).clone()
+        return _Tap.apply(output, inputs.detach(), name, receiver)
 
     return hook
 
