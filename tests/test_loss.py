@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from loraga import BatchError
-from loraga.loss import collect_micro_batches, loss_terms, mean_loss, move_to, shifts_labels
+from loraga.loss import collect_micro_batches, loss_terms, mean_loss, move_to, one_example, shifts_labels
 from tests import models
 
 
@@ -105,3 +105,26 @@ def test_moving_a_batch_keeps_what_is_no_tensor():
     moved = move_to({"a": [torch.zeros(2)], "b": "text", "c": {"d": torch.zeros(1)}}, torch.device("meta"))
     assert moved["a"][0].device.type == moved["c"]["d"].device.type == "meta"
     assert moved["b"] == "text"
+
+
+def test_one_example_of_a_batch_is_the_one_with_the_most_labels():
+    batch = models.causal_batch(torch.Generator().manual_seed(0))
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][0], batch["labels"][2, 1:] = -100, -100
+    one = one_example(batch)
+    assert one.keys() == batch.keys()
+    assert all(torch.equal(one[key], batch[key][1:2]) for key in batch)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"return_loss": True},
+        {"pixel_values": torch.zeros(7, 4)},
+        {"position_ids": torch.zeros(3, 3, 14)},
+        {"scale": torch.tensor(1.0)},
+    ],
+)
+def test_a_batch_that_may_not_have_one_row_an_example_is_left_whole(more):
+    batch = {**models.causal_batch(torch.Generator().manual_seed(0)), **more}
+    assert one_example(batch) is batch

@@ -16,7 +16,7 @@ from .adapter import carry, uncarry
 from .errors import AdapterError, GradientError, OffsetError, ScalingError
 from .estimate import Estimator, estimate_gradients
 from .layers import active_adapter, adapters_disabled, base_layer, lora_layers, only_adapter, require_unmerged
-from .loss import take_batches
+from .loss import one_example, take_batches
 from .offset import attach_offset, detach_offset, trained_factors
 from .outputs import are_equal, model_outputs, relative_change
 from .passes import gradient_pass, same_random_states
@@ -97,7 +97,8 @@ def initialize(
             plain LoRA and say so).
         adapter_name: the adapter; by default the active one.
         seed: of every random choice made here; the global random states are not touched.
-        check: compare the model's outputs on the first batch before and after, and undo everything if they moved.
+        check: compare the model's outputs on the first batch (with offset="adapter" on one example of it) before and
+            after, and undo everything if they moved.
         max_change: largest relative change of the outputs that offset="none" may make.
         allow_rounding: accept offset="weights" on half-precision weights.
         keep_original: with offset="weights", keep the original weights on the CPU for `disable_adapter()`.
@@ -237,12 +238,15 @@ def _write_and_check(
     """Writes the starts; gives the change of the outputs (None if not looked at) and what rounding lost by layer."""
     if not batches:
         return None, _write(layers, name, starts, plan)
+    batch = batches[0]
+    if plan.offset == "adapter" and plan.loss is None:  # equal bit for bit or not: one example tells
+        batch = one_example(batch)
     with gradient_pass(model):
         with adapters_disabled(model):
-            before = _outputs(model, batches[0], plan)
+            before = _outputs(model, batch, plan)
         rounding = _write(layers, name, starts, plan)
         with only_adapter(model, name):
-            after = _outputs(model, batches[0], plan)
+            after = _outputs(model, batch, plan)
     _require_kept(before, after, plan)
     return relative_change(before, after), rounding
 

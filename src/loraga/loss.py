@@ -175,6 +175,28 @@ def _own_loss(model: nn.Module, inputs: Batch, index: int) -> Any:
     return value
 
 
+def one_example(inputs: Batch) -> Batch:
+    """Takes from a batch the example with the most labels, where that is sure to be a batch too.
+
+    Args:
+        inputs: one batch for a model's own loss.
+
+    Returns:
+        The example as a batch; the batch itself where not all that it holds has one row an example.
+    """
+    values = list(inputs.values())
+    if not all(isinstance(value, Tensor) and value.ndim for value in values):
+        return inputs
+    rows = {value.shape[0] for value in values}
+    position_ids = inputs.get("position_ids")  # (3, rows, tokens) for models with several kinds of position
+    if len(rows) != 1 or 0 in rows or (position_ids is not None and position_ids.ndim > 2):
+        return inputs
+    labels, row = inputs.get("labels"), 0
+    if labels is not None and labels.ndim > 1 and not labels.is_floating_point():
+        row = int((labels[:, 1:] != IGNORED_LABEL).flatten(1).sum(dim=1).argmax())
+    return {key: value[row : row + 1] for key, value in inputs.items()}
+
+
 def move_to(value: Any, device: torch.device) -> Any:
     """Copies the tensors of a batch to a device; mappings become dicts, lists and tuples keep their kind."""
     if isinstance(value, Tensor):
