@@ -8,6 +8,7 @@ from loraga import AdapterError, BatchError, GradientError, estimate_gradients
 from loraga.accumulate import MatrixAccumulator
 from loraga.loss import loss_terms
 from tests import models
+from tests.architectures.kinds import VOCABULARY
 from tests.test_passes import assert_same_state, prepared, state_of
 
 
@@ -208,7 +209,7 @@ def test_dropout_that_a_checkpointing_layer_reads_from_its_config_is_off():
     def gradients(rate, checkpointing):
         torch.manual_seed(0)
         config = FalconConfig(
-            vocab_size=models.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
             hidden_dropout=rate, bos_token_id=1, eos_token_id=2,
         )  # fmt: skip
         model = FalconForCausalLM(config)
