@@ -98,8 +98,9 @@ def _counted_terms(
 def loss_terms(model: nn.Module, inputs: Batch, index: int = 0, loss: LossFunction | None = None) -> float:
     """Counts the terms that a batch's mean loss is taken over.
 
-    Causal models score `labels[:, 1:]`, other token losses score `labels`, and a loss over whole examples
-    (classification, or a custom loss whose batches have no labels) counts examples.
+    Causal models score `labels[:, 1:]`, other token losses and segmentation score `labels`, and a loss over whole
+    examples (classification, CTC, or a custom loss whose batches have no labels) counts examples. A CTC loss that is a
+    sum, as transformers' default is, counts each batch once.
 
     Args:
         model: the model; a transformers model names its loss (`loss_type`).
@@ -111,35 +112,50 @@ def loss_terms(model: nn.Module, inputs: Batch, index: int = 0, loss: LossFuncti
         The number of terms; 0 if all labels are masked.
 
     Raises:
-        BatchError: if the model's own loss is used and the batch has no labels.
+        BatchError: if the model's own loss is used and the batch has no labels, or labels that are no tensor.
     """
     labels = inputs.get("labels")
     if labels is None:
         if loss is None:
             raise BatchError(
                 f"batch {index} has no 'labels' (its keys: {', '.join(map(str, inputs)) or 'none'}); "
-                "add them, or pass loss= and weight="
+                "add them, or pass weight=callable(batch), the number of terms that the loss is the mean of, and loss= "
+                "unless the model returns one"
             )
         return float(_number_of_examples(inputs, index))
-    labels = torch.as_tensor(labels)
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BatchError(
+            f"batch {index}: its labels are no tensor ({error}), so their terms cannot be counted; "
+            "pass weight=callable(batch)"
+        ) from error
+    base = _base_model(model)
+    if type(base).__name__.endswith("ForCTC"):
+        return 1.0 if loss is None and base.config.ctc_loss_reduction == "sum" else float(labels.shape[0])
     if labels.is_floating_point():  # regression and multi-label targets have no ignored value
         return float(labels.shape[0] if labels.ndim else 1)
     if labels.ndim >= 2 and shifts_labels(model):
         labels = labels[..., 1:]
-    return float((labels != IGNORED_LABEL).sum())
+    ignored = IGNORED_LABEL
+    if labels.ndim == 3:  # one label a pixel
+        ignored = getattr(getattr(base, "config", None), "semantic_loss_ignore_index", IGNORED_LABEL)
+    return float((labels != ignored).sum())
 
 
 def shifts_labels(model: nn.Module) -> bool:
     """Whether the model's own loss compares the output at t with the label at t + 1."""
-    base: Any = model
-    if isinstance(model, PeftModel):
-        base = model.get_base_model()
+    base = _base_model(model)
     if getattr(getattr(base, "config", None), "is_encoder_decoder", False):
         return False
     if getattr(base, "loss_type", None) in SHIFTED_LOSSES:
         return True
     # GPT-2 names no loss and gets the shifted one by default
     return type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+
+def _base_model(model: nn.Module) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def mean_loss(model: nn.Module, inputs: Batch, index: int = 0, loss: LossFunction | None = None) -> Tensor:
