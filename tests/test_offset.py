@@ -51,6 +51,22 @@ def test_forward_and_merges_apply_the_difference_of_the_products(name):
         torch.testing.assert_close(layer.get_base_layer().weight.detach(), before, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("trainable", [True, False])
+def test_the_start_is_taken_off_exactly_whatever_the_inputs_strides(trainable):
+    """Torch multiplies a strided batch in another order where the weight asks for a gradient, as only A and B do."""
+    layer, _, _ = one_layer()
+    attach_offset(layer, "default", trained_factors(layer, "default"))
+    layer.lora_A.requires_grad_(trainable), layer.lora_B.requires_grad_(trainable)
+    base = layer.get_base_layer().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((layer.in_features,), (5, layer.in_features), (2, 3, 7, layer.in_features), (0, layer.in_features)):
+        x = torch.randn(shape, generator=generator)
+        assert torch.equal(layer(x), base(x))
+    for _ in range(20):
+        x = torch.randn(3, layer.in_features, 14, generator=generator).transpose(1, 2)
+        assert torch.equal(layer(x), base(x))
+
+
 def test_both_products_share_one_dropout():
     """With B A = B0 A0 the output is the base's for every mask; with two masks it would not be."""
     layer, _, _ = one_layer(lora_dropout=0.5)

@@ -41,8 +41,10 @@ class OffsetVariant(LoraVariant):
         A, B = _linear(module.lora_A[active_adapter]), _linear(module.lora_B[active_adapter])
         start = offset_of(module, active_adapter)
         x = module.lora_dropout[active_adapter](x)
+        # a matrix, because what torch does with more dimensions depends on whether the weight requires a gradient
+        x = x.reshape(-1, x.shape[-1])
         difference = B(A(x)) - F.linear(F.linear(x, start.A.to(A.weight.dtype)), start.B.to(B.weight.dtype))
-        return result + difference * module.scaling[active_adapter]
+        return result + difference.view(result.shape) * module.scaling[active_adapter]
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
