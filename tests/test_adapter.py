@@ -300,3 +300,15 @@ def test_loading_over_a_merged_adapter_and_merging_twice_are_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"layer model\S+: an adapter is merged into the base weight"):
         loraga.export(model, tmp_path / "whole", merge=True)
     assert torch.equal(models.logits(model, data[0]), merged)
+
+
+@pytest.mark.filterwarnings("ignore:.*singular directions:UserWarning")
+def test_an_adapter_on_the_head_of_a_model_without_embeddings_is_saved(tmp_path):
+    """PEFT alone fails: it asks for the embeddings of every model whose lm_head is adapted."""
+    data = models.batches("Wav2Vec2")
+    model = models.with_lora(models.build("Wav2Vec2"), "Wav2Vec2")
+    loraga.initialize(model, data, progress=False)
+    models.train(model.eval(), data)
+    model.save_pretrained(tmp_path)
+    again = loraga.load(models.build("Wav2Vec2"), tmp_path).eval()
+    assert torch.equal(models.logits(again, data[0]), models.logits(model, data[0]))
