@@ -107,3 +107,25 @@ def test_the_written_lora_is_loaded_by_peft_with_its_own_ranks_and_scalings(tmp_
         assert torch.equal(now.A, state[weight_key(name, "A")])
         assert torch.equal(now.B, state[weight_key(name, "B")])
         assert layer.scaling["default"] == layout[name].scaling
+
+
+@pytest.mark.filterwarnings(
+    "ignore:kept as plain LoRA:UserWarning",
+    "ignore:.*singular directions:UserWarning",
+    # PEFT uses these patterns, and then looks for them among modules, not among parameters
+    "ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning",
+)
+@pytest.mark.parametrize("patterns", [{}, {"rank_pattern": {"experts.down_proj": 3}}])
+def test_experts_kept_as_plain_lora_are_loaded_by_peft_with_their_own_ranks(tmp_path, patterns):
+    """Two wrappers of one module, which PEFT knows by the names of their parameters."""
+    settings = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], **patterns}
+    data = models.batches("Mixtral")
+    model = models.with_lora(models.build("Mixtral"), "Mixtral", **settings)
+    loraga.initialize(model, data, on_missing="lora", progress=False)
+    model.eval()
+    models.train(model, data)
+    expected = models.logits(model, data[0])
+    model.save_pretrained(tmp_path)
+    plain = PeftModel.from_pretrained(models.build("Mixtral"), tmp_path).eval()
+    assert models.relative_difference(models.logits(plain, data[0]), expected) < 1e-5
+    assert torch.equal(models.logits(loraga.load(models.build("Mixtral"), tmp_path).eval(), data[0]), expected)

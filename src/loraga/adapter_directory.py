@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig
+from peft.tuners.lora import ParamWrapper
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -54,6 +55,7 @@ def adapter_layout(model: PeftModel, adapter_name: str) -> dict[str, LayerLayout
             rank=layer.r[adapter_name],
             scaling=layer.scaling[adapter_name],
             offset=has_offset(layer, adapter_name),
+            parameter=layer.parameter_name if isinstance(layer, ParamWrapper) else None,
         )
         for name, layer in lora_layers(model, adapter_name).items()
     }

@@ -28,11 +28,19 @@ CONFIG_KEYS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
 @dataclass(frozen=True)
 class LayerLayout:
-    """Rank and scaling of one layer in the model, and whether it has an offset."""
+    """Rank and scaling of one layer in the model, and whether it has an offset.
+
+    Attributes:
+        rank: of the trained factors.
+        scaling: eta.
+        offset: whether a start is subtracted.
+        parameter: name of the parameter that is adapted instead of a layer (PEFT's `target_parameters`), or None.
+    """
 
     rank: int
     scaling: float
     offset: bool
+    parameter: str | None = None
 
     @property
     def disk_rank(self) -> int:
@@ -170,18 +178,21 @@ def plain_config(config: Mapping[str, Any], layers: Mapping[str, LayerLayout]) -
     ranks = {name: layer.disk_rank for name, layer in layers.items()}
     alphas = {name: layer.scaling * layer.disk_rank for name, layer in layers.items()}
     rank, alpha = _most_common(ranks), _most_common(alphas)
+    patterns = {name: _pattern(name, layer.parameter) for name, layer in layers.items()}
     return {
         **config,
         "init_lora_weights": True,
         "use_rslora": False,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {_pattern(name): value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {_pattern(name): value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {patterns[name]: value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {patterns[name]: value for name, value in alphas.items() if value != alpha},
     }
 
 
-def _pattern(layer: str) -> str:
+def _pattern(layer: str, parameter: str | None) -> str:
+    if parameter is not None:  # PEFT wraps a module once a parameter, and looks up the rank by the parameter's own name
+        layer = f"{layer.replace('.base_layer', '')}.{parameter}"
     return f"^{re.escape(layer)}"
 
 
