@@ -161,6 +161,24 @@ def test_what_cannot_be_exported_or_loaded_is_refused(tmp_path):
         loraga.export(dora, tmp_path / "b", rank=1)
 
 
+@pytest.mark.filterwarnings("ignore:kept as plain LoRA:UserWarning", "ignore:.*singular directions:UserWarning")
+def test_experts_are_merged_but_not_compressed(tmp_path):
+    """The rows of an expert's A and the columns of its B do not lie in the same order, so B A is not its change."""
+    data = models.batches("Mixtral, experts")
+    model = models.with_lora(models.build("Mixtral"), "Mixtral, experts")
+    loraga.initialize(model, data, on_missing="lora", progress=False)
+    model.eval()
+    models.train(model, data)
+    with pytest.raises(AdapterError, match=r"layer model.layers.0.mlp.experts: only plain LoRA on a linear layer"):
+        loraga.export(model, tmp_path / "small", rank=1)
+    expected = models.logits(model, data[0])
+    assert models.relative_difference(models.logits(models.build("Mixtral"), data[0]), expected) > 1e-2
+    loraga.export(model, tmp_path / "merged", merge=True)
+    merged = type(models.build("Mixtral")).from_pretrained(tmp_path / "merged")
+    assert models.relative_difference(models.logits(merged, data[0]), expected) < 1e-5
+    assert torch.equal(models.logits(model, data[0]), expected)
+
+
 def test_a_directory_that_cannot_be_written_stays_as_it_was(tmp_path):
     model, batch, expected = trained()
     loraga.export(model, tmp_path / "adapter")

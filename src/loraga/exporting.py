@@ -25,6 +25,7 @@ from .adapter_directory import (
     read_report,
     write_plain_lora,
 )
+from .capture import is_linear
 from .errors import AdapterError, SaveError
 from .files import staged_directory
 from .gradient import LowRankGradient, factor_product
@@ -200,7 +201,7 @@ def _export_compressed(
 
 def _change(layer: str, module: LoraLayer, name: str) -> LowRankGradient:
     """The change eta (B A - B0 A0) of one layer's weight as its singular triplets."""
-    if name not in module.lora_A or module.lora_magnitude_vector:
+    if name not in module.lora_A or module.lora_magnitude_vector or not is_linear(base_layer(module)):
         raise AdapterError(f"layer {layer}: only plain LoRA on a linear layer can be compressed; drop rank=")
     now = trained_factors(module, name)
     start = offset_of(module, name) if has_offset(module, name) else Factors(A=now.A[:0], B=now.B[:, :0])

@@ -42,7 +42,9 @@ def weight_norm(layer: LoraLayer) -> float | None:
 
 def is_quantized(base: nn.Module) -> bool:
     """Whether a layer's weight is stored in a quantised form."""
-    weight: Any = base.weight
+    weight: Any = getattr(base, "weight", None)
+    if weight is None:  # experts, whose weights have other names
+        return False
     return (
         hasattr(weight, "quant_state")
         or not weight.is_floating_point()
@@ -95,7 +97,7 @@ def require_foldable(
 def tied_layers(model: PeftModel, layers: Mapping[str, LoraLayer]) -> set[str]:
     """Names of the layers whose weight is also that of another module, the embeddings for example."""
     owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    return {name for name, layer in layers.items() if owners[id(base_layer(layer).weight)] > 1}
+    return {name for name, layer in layers.items() if owners[id(getattr(base_layer(layer), "weight", None))] > 1}
 
 
 def fold_offset(layer: LoraLayer, start: Factors, eta: float) -> float:
