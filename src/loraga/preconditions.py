@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from peft import PeftModel
+from peft.tuners.lora import ParamWrapper
 
 from .capture import is_linear, layer_shape
 from .errors import AdapterError, GradientError, OffsetError, ScalingError
@@ -80,7 +81,12 @@ def unsupported_layers(layers: Mapping[str, LoraLayer], adapter_name: str, carri
     reasons = {}
     for name, layer in layers.items():
         base = base_layer(layer)
-        if not is_linear(base) or adapter_name not in layer.lora_A:
+        if isinstance(layer, ParamWrapper):
+            reasons[name] = (
+                f"its parameter {layer.parameter_name} is adapted by PEFT's target_parameters, which changes the "
+                f"parameter itself, so that a {type(base).__name__} has no input and output to take the gradient from"
+            )
+        elif not is_linear(base) or adapter_name not in layer.lora_A:
             reasons[name] = f"a {type(base).__name__} is not a linear layer"
         elif carries_offset:
             try:
@@ -105,7 +111,10 @@ def layers_without_gradient(
     reasons = {}
     for name in layers:
         if name not in gradients:
-            reasons[name] = "it got no gradient: the loss of these batches does not depend on it"
+            reasons[name] = (
+                "it got no gradient: the loss of these batches does not depend on it, or the model reads its weight "
+                "without calling it, so that no adapter on it takes part"
+            )
         elif gradients[name].directions == 0:
             reasons[name] = "its gradient is zero for these batches"
     return reasons
@@ -129,7 +138,10 @@ def stop_or_warn(reasons: Mapping[str, str], on_missing: str, error: type[Adapte
         layers.setdefault(reason, []).append(name)
     text = "; ".join(f"{_named(names)}: {reason}" for reason, names in layers.items())
     if on_missing == "error":
-        raise error(f"{text}. Leave out of target_modules, or pass on_missing='lora' to keep plain LoRA there")
+        raise error(
+            f"{text}. Leave out of target_modules and target_parameters, or pass on_missing='lora' to keep plain LoRA "
+            "there"
+        )
     warnings.warn(f"kept as plain LoRA: {text}", stacklevel=4)
 
 
