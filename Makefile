@@ -1,5 +1,6 @@
 # make demo     fine-tune a small language model with LoRA and with LoRA-GA
 # make test     run the tests
+# make torture  run what `make test` leaves out, and write the table of docs/architectures.md
 # make check    lint, format, types, docstrings
 # make clean    remove .venv, caches and build output
 #
@@ -19,7 +20,7 @@ IS_NEW_ENOUGH = import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 # Some machines forbid bytecode on disk. Then every process would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check clean
+.PHONY: help demo test torture check clean
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
@@ -27,12 +28,17 @@ demo: $(READY)
 	@$(BIN)/loraga demo
 
 # One thread in each of two processes uses two cores better than two threads in each.
-test: export OMP_NUM_THREADS = 1
-test: export TOKENIZERS_PARALLELISM = false
-test: export HF_HUB_OFFLINE = 1
-test: export MPLBACKEND = Agg
+test torture: export OMP_NUM_THREADS = 1
+test torture: export TOKENIZERS_PARALLELISM = false
+test torture: export HF_HUB_OFFLINE = 1
+test torture: export MPLBACKEND = Agg
 test: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The second run takes every test of the architectures, since a cell of the table speaks of that run alone.
+torture: $(READY)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m torture --ignore tests/test_architectures.py || test $$? -eq 5
+	@$(BIN)/python -m tests.architectures -n 2 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .
