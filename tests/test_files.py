@@ -6,10 +6,12 @@ import json
 import os
 import resource
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from safetensors.torch import save_file
 
 import loraga
 from loraga import SaveError
-from loraga.files import staged_directory
+from loraga.files import staged_directory, staged_file
 from tests.planted import planted
 
 PACKAGE = Path(loraga.__file__).parent
@@ -79,6 +81,11 @@ def old(tmp_path):
     for name in ("adapter_model.safetensors", "adapter_config.json", "sub/model.safetensors", "mine.txt"):
         (directory / name).write_text("old")
     return directory
+
+
+def forbid_the_exchange(directory):
+    """A subdirectory with nothing new in it, where somebody may be writing: files are replaced one by one then."""
+    (directory / "runs").mkdir()
 
 
 def leftovers(tmp_path):
@@ -274,6 +281,7 @@ with staged_directory(target) as staging:
 
 @pytest.mark.parametrize("step", range(3))
 def test_a_process_killed_while_it_replaces_leaves_whole_files_and_no_description_newer_than_the_weights(old, step):
+    forbid_the_exchange(old)
     run(
         f"""
 before_replacing = lambda path: os._exit(9) if len(replaced) == {step} else None
@@ -290,6 +298,7 @@ with staged_directory(target) as staging:
 
 
 def test_weights_are_replaced_first_and_each_file_in_one_step(old):
+    forbid_the_exchange(old)
     replaced = run(
         """
 before_replacing = lambda path: None
@@ -301,6 +310,161 @@ print(json.dumps(replaced))
     )
     names = ["adapter_model.safetensors", "sub/model.safetensors", "adapter_config.json"]
     assert json.loads(replaced) == [str(old / name) for name in names]
+
+
+def test_a_directory_is_exchanged_in_one_step_with_its_other_files_in_it(old):
+    (old / "link").symlink_to("mine.txt")
+    old.chmod(0o750)
+    mine, before = (old / "mine.txt").stat().st_ino, old.stat().st_ino
+    replaced = run(
+        """
+before_replacing = lambda path: None
+with staged_directory(target, {"adapter_config.json": ("sub.json",)}) as staging:
+    write_new_files(staging)
+print(json.dumps(replaced))
+""",
+        old,
+    )
+    assert json.loads(replaced) == []  # no file was moved by itself
+    assert old.stat().st_ino != before
+    assert stat.S_IMODE(old.stat().st_mode) == 0o750
+    assert (old / "mine.txt").stat().st_ino == mine  # who has it open goes on writing into the same file
+    assert (old / "link").readlink() == Path("mine.txt")
+    assert set(content(old).values()) == {b"old", b"new"}
+    assert content(old)["mine.txt"] == content(old)["link"] == b"old"
+    assert not leftovers(old.parent)
+
+
+@pytest.mark.parametrize("event", ["os.link", "os.chmod"])
+def test_a_process_killed_before_the_exchange_leaves_the_old_directory(old, event):
+    before = content(old)
+    run(
+        f"""
+before_replacing = lambda path: None
+def die(event, arguments):
+    if event == {event!r} and os.path.exists(os.path.join(target, "mine.txt")) and "new" in written:
+        os._exit(9)
+written = []
+sys.addaudithook(die)
+with staged_directory(target) as staging:
+    write_new_files(staging)
+    written.append("new")
+""",
+        old,
+        returncode=9,
+    )
+    assert content(old) == before
+    with staged_directory(old) as staging:
+        (staging / "adapter_config.json").write_text("next")
+    assert not leftovers(old.parent)
+
+
+@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt("no"), ZeroDivisionError("no")])
+@pytest.mark.parametrize("step", range(3))
+def test_an_error_while_files_are_replaced_one_by_one_undoes_it(old, monkeypatch, error, step):
+    forbid_the_exchange(old)
+    (old / "loraga.json").write_text("old")
+    before, replace, calls = content(old), Path.replace, []
+
+    def failing(path, destination):
+        calls.append(destination)
+        if len(calls) == step + 1:
+            raise error
+        return replace(path, destination)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    expected = SaveError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected, match="no"), staged_directory(old, {"a.json": ("loraga.json",)}) as staging:
+        for name in ("adapter_model.safetensors", "adapter_config.json", "a.json"):  # the last one is not there yet
+            (staging / name).write_text("new")
+    assert content(old) == before
+    assert not leftovers(old.parent)
+
+
+# ---- two processes at once
+
+PAUSED = """
+import time
+before_replacing = lambda path: None
+def pause(event, arguments):
+    if event == sys.argv[2] and os.path.exists(go):
+        print("pausing", flush=True)
+        time.sleep(0.5)
+        os.path.exists(go) and os.remove(go)
+go = target + ".go"
+sys.addaudithook(pause)
+with staged_directory(target, {"adapter_config.json": ("loraga.json",)}) as staging:
+    for name in ("adapter_model.safetensors", "adapter_config.json", "loraga.json"):
+        (staging / name).write_text("one")
+"""
+
+
+@pytest.mark.parametrize("event", ["os.rename", "os.link"])
+def test_of_two_processes_that_write_at_once_the_directory_holds_one_ones_whole_content(old, event):
+    if event == "os.rename":
+        forbid_the_exchange(old)
+    go = old.with_name("adapter.go")
+    go.touch()
+    first = subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + PAUSED, str(old), event], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert first.stdout.readline() == b"pausing\n"  # half of it is done
+    with staged_directory(old, {"adapter_config.json": ("loraga.json",)}) as staging:
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (staging / name).write_text("two")
+    _, said = first.communicate()
+    assert first.returncode == 0, said
+    after = content(old)
+    assert after.pop("mine.txt") == after.pop("sub/model.safetensors") == b"old"
+    assert after == {"adapter_model.safetensors": b"two", "adapter_config.json": b"two"}  # it waited, and is the last
+    assert not leftovers(old.parent)
+
+
+def test_what_a_living_process_is_writing_is_not_taken_for_a_leftover(old):
+    writing = """
+before_replacing = lambda path: None
+with staged_directory(target) as staging:
+    print("writing", flush=True)
+    sys.stdin.readline()
+    write_new_files(staging)
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + writing, str(old)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "writing\n"
+    with staged_directory(old) as staging:
+        (staging / "adapter_config.json").write_text("mine")
+    assert len(leftovers(old.parent)) == 1
+    assert content(old)["adapter_config.json"] == b"mine"
+    other.communicate("go on\n")
+    assert other.returncode == 0
+    assert content(old)["adapter_config.json"] == b"new"
+    assert not leftovers(old.parent)
+
+
+@pytest.mark.parametrize(
+    ("owner", "age", "is_left"),
+    [
+        ("{host}-{dead}-x", 0, False),
+        ("{host}-{living}-x", 0, True),
+        ("{host}-{living}-x", 90_000, False),
+        ("elsewhere-{dead}-x", 0, True),
+        ("elsewhere-{dead}-x", 90_000, False),
+    ],
+)
+def test_a_leftover_is_what_a_dead_process_or_nobody_for_a_day_has_touched(tmp_path, owner, age, is_left):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    name = owner.format(host=socket.gethostname(), dead=dead.pid, living=os.getppid())
+    for kind, there in (("directory", tmp_path / f".a.saving-{name}"), ("file", tmp_path / f".b.saving-{name}")):
+        there.mkdir() if kind == "directory" else there.touch()
+        os.utime(there, (time.time() - age,) * 2)
+    with staged_directory(tmp_path / "a") as staging:
+        (staging / "a.json").write_text("1")
+    with staged_file(tmp_path / "b") as staged:
+        staged.write_text("1")
+    assert bool(leftovers(tmp_path)) == is_left
+    assert len(leftovers(tmp_path)) in (0, 2)
 
 
 def test_what_another_target_left_is_not_touched(tmp_path):

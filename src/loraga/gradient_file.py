@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ._version import __version__
-from .errors import GradientFileError, SaveError
-from .files import flush
+from .errors import GradientFileError
+from .files import staged_file
 from .gradient import LowRankGradient
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
 FORMAT = "loraga-gradients-1"
@@ -68,20 +67,8 @@ def save_gradients(
     }
     text = json.dumps(content, sort_keys=True)
     metadata = {"format": FORMAT, "content": text, "sha256": _checksum(text, tensors)}
-    staged: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.saving-", dir=target.parent)
-        os.close(handle)
-        staged = Path(name)
+    with staged_file(target) as staged:
         save_file(tensors, staged, metadata=metadata)
-        flush(staged)
-        staged.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise SaveError(f"{target} could not be written ({error}); what was there before is as it was") from error
-    finally:
-        if staged is not None:
-            staged.unlink(missing_ok=True)
 
 
 def load_gradients(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> dict[str, LowRankGradient]:
