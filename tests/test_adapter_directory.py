@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_what_was_saved_is_read_back(tmp_path):
     model = started(lora_dropout=0.25)
     model.save_pretrained(tmp_path)
     recipe = read_recipe(tmp_path)
-    assert recipe == split_recipe(model, "default")
+    assert replace(recipe, sha256="") == split_recipe(model, "default")
     config = own_config(tmp_path, recipe)
     assert (config.r, config.lora_alpha, config.use_rslora, config.lora_dropout) == (2, 4, True, 0.25)
     assert config.rank_pattern == {"q_proj": 3}

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from loraga.checkpoint import newest_complete_checkpoint, why_incomplete
+from loraga.checksum import tensor_checksum
+from loraga.layout import CONFIG_KEYS, SplitRecipe
 
 ADAPTER = {"base_model.model.layer.lora_A.weight": torch.arange(6.0).reshape(2, 3)}
 
@@ -20,7 +22,9 @@ def write_adapter(folder, recipe=True):
     save_file(ADAPTER, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
     if recipe:
-        (folder / "loraga.json").write_text(json.dumps({"format": 1}))
+        keys = dict.fromkeys(CONFIG_KEYS)
+        recipe = SplitRecipe(config=keys, ranks={}, folded=False, version="0", sha256=tensor_checksum(ADAPTER))
+        (folder / "loraga.json").write_text(json.dumps(recipe.to_dict()))
 
 
 def write_checkpoint(output, step, resumable=True):
@@ -31,6 +35,17 @@ def write_checkpoint(output, step, resumable=True):
             torch.save({"step": step}, path / name)
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return path
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+def flip_in_a_tensor_of_torchs(path):
+    torch.save({"moment": torch.full((64,), 7.0)}, path)
+    flip(path, path.read_bytes().index(torch.full((64,), 7.0).numpy().tobytes()) + 100)
 
 
 def cut(path, bytes_left):
@@ -83,6 +98,26 @@ DAMAGES = {
         lambda c: [(c / n).unlink() for n in ("adapter_model.safetensors", "adapter_config.json", "loraga.json")],
         "holds no weights",
     ),
+    "another checkpoint's state": (
+        lambda c: (c / "trainer_state.json").write_text('{"global_step": 2}'),
+        r"trainer_state\.json is damaged: its step is 2",
+    ),
+    "a bit of the optimizer": (
+        lambda c: flip_in_a_tensor_of_torchs(c / "optimizer.pt"),
+        r"optimizer\.pt is damaged: a checksum",
+    ),
+    "a bit of the random states": (
+        lambda c: flip_in_a_tensor_of_torchs(c / "rng_state.pth"),
+        r"rng_state\.pth is damaged: a checksum",
+    ),
+    "a bit of the weights": (
+        lambda c: flip(c / "adapter_model.safetensors", -1),
+        r"adapter_model\.safetensors is not what was saved",
+    ),
+    "a bit of a second adapter": (
+        lambda c: (write_adapter(c / "other"), flip(c / "other" / "adapter_model.safetensors", -1)),
+        r"other.adapter_model\.safetensors is not what was saved",
+    ),
     "a shard that is missing": (
         lambda c: (c / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}'),
         r"model-1\.safetensors is missing",
@@ -104,6 +139,12 @@ def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_taken(run, capl
 def test_the_checkpoint_of_most_steps_is_taken_and_nothing_is_said(run, caplog):
     assert newest_complete_checkpoint(run) == run / "checkpoint-20"
     assert newest_complete_checkpoint(str(run)) == run / "checkpoint-20"
+    assert not caplog.records
+
+
+def test_older_checkpoints_are_not_read_to_their_end(run, caplog):
+    flip(run / "checkpoint-4" / "adapter_model.safetensors", -1)
+    assert newest_complete_checkpoint(run) == run / "checkpoint-20"
     assert not caplog.records
 
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,10 +32,15 @@ from .adapter_directory import (
     own_config,
     read_recipe,
     read_report,
+    read_weights,
+    require_agreement,
+    require_all_used,
     require_original_weights,
+    require_readable,
     split_recipe,
     write_plain_lora,
 )
+from .checksum import tensor_checksum
 from .errors import OffsetError, SaveError
 from .files import staged_directory
 from .layers import base_layer, lora_layers, require_unmerged
@@ -113,8 +119,9 @@ class OffsetModel(PeftModel):
         layers = adapter_layout(self, adapter_name)
         if not any(layer.offset for layer in layers.values()):
             return
-        write_plain_lora(directory, join(load_file(directory / SAFETENSORS_WEIGHTS_NAME), layers), layers)
-        recipe = split_recipe(self, adapter_name)
+        state = join(load_file(directory / SAFETENSORS_WEIGHTS_NAME), layers)
+        write_plain_lora(directory, state, layers)
+        recipe = replace(split_recipe(self, adapter_name), sha256=tensor_checksum(state))
         (directory / RECIPE_NAME).write_text(json.dumps(recipe.to_dict(), indent=2, sort_keys=True))
         logger.info(
             "adapter %s is saved as a plain LoRA of rank %d for the original base (trained rank %d)",
@@ -140,15 +147,18 @@ class OffsetModel(PeftModel):
                 for layer in lora_layers(self, adapter_name).values():
                     detach_offset(layer, adapter_name)
             else:
-                state = split(load_file(directory / SAFETENSORS_WEIGHTS_NAME), recipe.ranks, str(directory))
+                require_readable(directory)
+                state = split(read_weights(directory, recipe), recipe.ranks, str(directory))
                 if adapter_name not in self.peft_config:
                     self._add_empty(adapter_name, own_config(directory, recipe), is_trainable, **kwargs)
                 self._require_same_starts(adapter_name, state, directory)
                 self._expect(adapter_name, recipe, directory)
+                require_agreement(directory, adapter_layout(self, adapter_name))
                 with tempfile.TemporaryDirectory() as parts:
                     shutil.copy(directory / CONFIG_NAME, parts)
                     save_file(state, Path(parts) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
                     result = super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
+                require_all_used(directory, result)
         self._loraga_reports.pop(adapter_name, None)  # it speaks of another start
         if report is not None:
             self._loraga_reports[adapter_name] = report

@@ -1,10 +1,12 @@
 """A saved adapter's directory: the names of its files, what is written into them, and what is read back.
 
     adapter_config.json, adapter_model.safetensors   a plain LoRA, as PEFT writes and reads it
-    loraga.json                                      how to take it apart again; only where it holds an offset
+    loraga.json                                      how to take it apart again, and a checksum of the weights; only
+                                                     where it holds an offset
     loraga_report.json                               what the initialisation did
 
-Other files in the directory, a model card for instance, are not ours.
+Other files in the directory, a model card for instance, are not ours. PEFT checks lengths and shapes alone: a bit changed
+within the weights is found only where there is a loraga.json, and by this package only.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from peft import LoraConfig
 from peft.tuners.lora import ParamWrapper
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from ._version import __version__
+from .checksum import tensor_checksum
 from .errors import SaveError
 from .layers import PEFT_PREFIX, lora_layers
 from .layout import CONFIG_KEYS, LayerLayout, SplitRecipe, plain_config
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 RECIPE_NAME = "loraga.json"
 REPORT_NAME = "loraga_report.json"
 COMPANIONS = {CONFIG_NAME: (RECIPE_NAME, REPORT_NAME)}  # what speaks of an adapter, and goes with it
+AGAIN = "copy the directory again from where it was saved, or take an earlier one"
 
 logger = logging.getLogger("loraga")
 
@@ -119,13 +123,95 @@ def read_recipe(directory: Path) -> SplitRecipe | None:
         SaveError: if the file is damaged.
     """
     path = directory / RECIPE_NAME
-    if not path.is_file():
-        return None
+    return SplitRecipe.from_dict(_read_object(path), str(path)) if path.is_file() else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SaveError(f"{path} is damaged: {error}") from error
-    return SplitRecipe.from_dict(data, str(path))
+        raise SaveError(f"{path} is damaged ({error}); {AGAIN}") from error
+    if not isinstance(data, dict):
+        raise SaveError(f"{path} is damaged (it holds no object); {AGAIN}")
+    return data
+
+
+def require_readable(directory: Path) -> None:
+    """Refuses a directory without a whole config and weights of the length that their header says.
+
+    Args:
+        directory: a saved adapter.
+
+    Raises:
+        SaveError: if one of them is missing or damaged.
+    """
+    for needed in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (directory / needed).is_file():
+            raise SaveError(f"{directory} holds no {needed}; it is not an adapter directory")
+    _read_object(directory / CONFIG_NAME)
+    weights = directory / SAFETENSORS_WEIGHTS_NAME
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise SaveError(f"{weights} is damaged ({error}); {AGAIN}") from error
+
+
+def read_weights(directory: Path, recipe: SplitRecipe) -> dict[str, Tensor]:
+    """Reads a directory's tensors and compares them with the checksum in its `loraga.json`.
+
+    Args:
+        directory: a saved adapter.
+        recipe: its `loraga.json`.
+
+    Returns:
+        The tensors, on the CPU.
+
+    Raises:
+        SaveError: if they are not those that were saved with it.
+    """
+    path = directory / SAFETENSORS_WEIGHTS_NAME
+    state = load_file(path)
+    if recipe.sha256 and tensor_checksum(state) != recipe.sha256:
+        raise SaveError(
+            f"{path} is not what was saved with {RECIPE_NAME} (their checksums differ); {AGAIN}. If plain PEFT has "
+            f"trained it on, remove {RECIPE_NAME}: then it is a plain LoRA"
+        )
+    return state
+
+
+def require_agreement(directory: Path, layers: Mapping[str, LayerLayout]) -> None:
+    """Refuses a config that speaks of other ranks or scalings than `loraga.json`.
+
+    Args:
+        directory: a saved adapter.
+        layers: the adapter's layers by its `loraga.json`.
+
+    Raises:
+        SaveError: if the two differ.
+    """
+    found, expected = _read_object(directory / CONFIG_NAME), plain_config({}, layers)
+    for key in CONFIG_KEYS:
+        if found.get(key) != expected[key]:
+            raise SaveError(
+                f"{directory / CONFIG_NAME} says {key} {found.get(key)}, and {RECIPE_NAME} {expected[key]}: one of them "
+                f"was changed; {AGAIN}"
+            )
+
+
+def require_all_used(directory: Path, loaded: Any) -> None:
+    """Refuses weights of which some found no place, or some places no weights: PEFT lets both pass.
+
+    Args:
+        directory: a saved adapter.
+        loaded: what PEFT's `load_adapter` returned.
+
+    Raises:
+        SaveError: with the first of them.
+    """
+    for keys, said in ((loaded.unexpected_keys, "has no place for"), (loaded.missing_keys, "found no")):
+        if keys:
+            raise SaveError(f"{directory}: the adapter that its {CONFIG_NAME} describes {said} {keys[0]}; {AGAIN}")
 
 
 def read_report(directory: Path) -> dict[str, Any] | None:
@@ -159,8 +245,14 @@ def own_config(directory: Path, recipe: SplitRecipe) -> LoraConfig:
 
     Returns:
         A LoraConfig of rank r.
+
+    Raises:
+        SaveError: if adapter_config.json is damaged.
     """
-    config = LoraConfig.from_pretrained(str(directory))
+    try:
+        config = LoraConfig.from_pretrained(str(directory))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SaveError(f"{directory / CONFIG_NAME} is damaged ({error}); {AGAIN}") from error
     for key, value in recipe.config.items():
         setattr(config, key, value)
     return config

@@ -10,12 +10,14 @@ import json
 import logging
 import re
 import zipfile
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from .adapter_directory import RECIPE_NAME
+from .adapter_directory import RECIPE_NAME, read_recipe, read_weights
+from .errors import SaveError
 
 if TYPE_CHECKING:
     import os
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # Trainer's names, from transformers.trainer, which takes seconds to import and asks for accelerate
 PREFIX_CHECKPOINT_DIR, TRAINER_STATE_NAME = "checkpoint", "trainer_state.json"
+CHECKPOINT = rf"{PREFIX_CHECKPOINT_DIR}-(\d+)"
 OPTIMIZER_NAME, SCHEDULER_NAME = "optimizer.pt", "scheduler.pt"
 SHARDED_PATTERNS = ("global_step*", "optimizer.bin", "optimizer_*")  # what DeepSpeed and FSDP write instead
 
@@ -48,7 +51,7 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike[str], *, set_aside:
     """
     newest = None
     for path in reversed(_checkpoints(Path(output_dir))):
-        reason = why_incomplete(path)
+        reason = why_incomplete(path) if newest is None else next(_defects(path), None)
         if reason is None:
             newest = newest or path
             continue
@@ -60,7 +63,7 @@ def newest_complete_checkpoint(output_dir: str | os.PathLike[str], *, set_aside:
 
 
 def why_incomplete(checkpoint: str | os.PathLike[str]) -> str | None:
-    """Looks whether a checkpoint was written to its end.
+    """Looks whether a checkpoint was written to its end, and is what was written, as far as there are checksums.
 
     Args:
         checkpoint: a directory that Trainer wrote, of an adapter or of a whole model.
@@ -68,7 +71,7 @@ def why_incomplete(checkpoint: str | os.PathLike[str]) -> str | None:
     Returns:
         What is missing or damaged, or None: it is complete.
     """
-    return next(_defects(Path(checkpoint)), None)
+    return next(chain(_defects(Path(checkpoint)), _changes(Path(checkpoint))), None)
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
@@ -77,7 +80,7 @@ def _checkpoints(output_dir: Path) -> list[Path]:
         return []
     found = []
     for path in output_dir.iterdir():
-        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
+        match = re.fullmatch(CHECKPOINT, path.name)
         if match is not None and path.is_dir():
             found.append((int(match.group(1)), path))
     return [path for _, path in sorted(found)]
@@ -98,7 +101,7 @@ def _set_aside(path: Path) -> Path | None:
 
 def _defects(checkpoint: Path) -> Iterator[str]:
     """What is wrong with a checkpoint; first what Trainer writes last."""
-    yield from _json_defects(checkpoint / TRAINER_STATE_NAME)
+    yield from _state_defects(checkpoint)
     yield from _resume_defects(checkpoint)
     folders = [checkpoint, *sorted(path for path in checkpoint.iterdir() if path.is_dir())]
     for folder in folders:
@@ -114,6 +117,30 @@ def _defects(checkpoint: Path) -> Iterator[str]:
             yield from _json_defects(folder / RECIPE_NAME)
     if not any(any(folder.glob("*.safetensors")) for folder in folders) and not _is_sharded(checkpoint):
         yield f"{checkpoint} holds no weights"
+
+
+def _changes(checkpoint: Path) -> Iterator[str]:
+    """What is whole and yet not what was written: the files are read, which `_defects` does not do."""
+    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+            if archive.testzip() is not None:
+                yield f"{path} is damaged: a checksum in it does not fit"
+    for path in sorted(checkpoint.rglob(RECIPE_NAME)):
+        try:
+            recipe = read_recipe(path.parent)
+            if recipe is not None:
+                read_weights(path.parent, recipe)
+        except SaveError as error:
+            yield str(error)
+
+
+def _state_defects(checkpoint: Path) -> Iterator[str]:
+    path = checkpoint / TRAINER_STATE_NAME
+    state, defect = _read_json(path)
+    if defect:
+        yield defect
+    elif (match := re.fullmatch(CHECKPOINT, checkpoint.name)) and int(match.group(1)) != state.get("global_step"):
+        yield f"{path} is damaged: its step is {state.get('global_step')}"
 
 
 def _resume_defects(checkpoint: Path) -> Iterator[str]:

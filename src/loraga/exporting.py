@@ -23,6 +23,7 @@ from .adapter_directory import (
     own_config,
     read_recipe,
     read_report,
+    require_readable,
     write_plain_lora,
 )
 from .capture import is_linear
@@ -143,12 +144,11 @@ def load(
         The PeftModel, with its offset where the directory has one; no gradient pass is made.
 
     Raises:
-        SaveError: if the directory is missing or damaged.
+        SaveError: if the directory is missing or damaged. A bit changed within the weights is found by the checksum in
+            `loraga.json`, hence only where the directory has an offset; plain PEFT never looks.
     """
     path = Path(directory)
-    for needed in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-        if not (path / needed).is_file():
-            raise SaveError(f"{path} holds no {needed}; it is not an adapter directory")
+    require_readable(path)
     recipe, report = read_recipe(path), read_report(path)
     if recipe is None:
         plain = PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ._version import __version__
+from .checksum import tensor_checksum
 from .errors import GradientFileError
 from .files import staged_file
 from .gradient import LowRankGradient
@@ -66,7 +66,7 @@ def save_gradients(
         },
     }
     text = json.dumps(content, sort_keys=True)
-    metadata = {"format": FORMAT, "content": text, "sha256": _checksum(text, tensors)}
+    metadata = {"format": FORMAT, "content": text, "sha256": tensor_checksum(tensors, text)}
     with staged_file(target) as staged:
         save_file(tensors, staged, metadata=metadata)
 
@@ -128,14 +128,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if metadata.get("format") != FORMAT:
         raise GradientFileError(f"{path} is not a gradients file of this version of loraga")
     text = metadata.get("content", "")
-    if metadata.get("sha256") != _checksum(text, tensors):
+    if metadata.get("sha256") != tensor_checksum(tensors, text):
         raise GradientFileError(f"{path} is damaged: its checksum does not fit its content; estimate it again")
     return json.loads(text), tensors
-
-
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for key in sorted(tensors):
-        digest.update(f"{key}{tuple(tensors[key].shape)}{tensors[key].dtype}".encode())
-        digest.update(tensors[key].numpy().tobytes())
-    return digest.hexdigest()

@@ -57,6 +57,7 @@ class SplitRecipe:
         ranks: {layer: rank r of the trained part} of each layer that has an offset.
         folded: the offset was subtracted from the base weights when this was saved.
         version: of loraga.
+        sha256: `tensor_checksum` of the weight file; empty where an earlier version saved it.
         format: of this file.
     """
 
@@ -64,6 +65,7 @@ class SplitRecipe:
     ranks: dict[str, int]
     folded: bool
     version: str
+    sha256: str = ""
     format: int = FORMAT
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ class SplitRecipe:
                 ranks={str(layer): int(rank) for layer, rank in data["ranks"].items()},
                 folded=bool(data["folded"]),
                 version=str(data["version"]),
+                sha256=str(data.get("sha256", "")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise SaveError(f"{source} is damaged: {error!r}") from error
