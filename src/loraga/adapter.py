@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
@@ -46,7 +46,7 @@ from .files import staged_directory
 from .layers import base_layer, lora_layers, require_unmerged
 from .layout import SplitRecipe, join, offset_key, split
 from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
-from .scheme import Factors
+from .undo import as_it_was_on_error, same_configs_on_error
 
 if TYPE_CHECKING:
     import os
@@ -96,7 +96,7 @@ class OffsetModel(PeftModel):
             save(save_directory=save_directory, is_main_process=False)
             return
         target = Path(save_directory)
-        with staged_directory(target, COMPANIONS) as staging:
+        with same_configs_on_error(self), staged_directory(target, COMPANIONS) as staging:
             if (target / "README.md").is_file():  # PEFT completes the model card that it finds
                 shutil.copy(target / "README.md", staging / "README.md")
             save(save_directory=str(staging))
@@ -140,7 +140,7 @@ class OffsetModel(PeftModel):
             require_unmerged(lora_layers(self, adapter_name))
             # resuming: PEFT would make half-precision factors float32
             kwargs.setdefault("autocast_adapter_dtype", False)
-        with self._as_it_was_on_error(adapter_name):
+        with as_it_was_on_error(self, self._tensors_of(adapter_name)):
             if recipe is None:
                 self._require_not_folded(adapter_name)
                 result = super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
@@ -164,26 +164,12 @@ class OffsetModel(PeftModel):
             self._loraga_reports[adapter_name] = report
         return result
 
-    @contextmanager
-    def _as_it_was_on_error(self, adapter_name: str) -> Iterator[None]:
-        """Puts factors and offsets back if a load fails, and takes away an adapter that was added for it."""
-        known = adapter_name in self.peft_config
-        layers = lora_layers(self, adapter_name) if known else {}
-        layers = {name: layer for name, layer in layers.items() if adapter_name in layer.lora_A}
-        before = [(layer, *_saved_state(layer, adapter_name)) for layer in layers.values()]
-        try:
-            yield
-        except BaseException:
-            for layer, (A, B), start, folded in before:
-                now = trained_factors(layer, adapter_name)
-                now.A.copy_(A)
-                now.B.copy_(B)
-                detach_offset(layer, adapter_name)
-                if start is not None:
-                    attach_offset(layer, adapter_name, start, folded=folded)
-            if not known and adapter_name in self.peft_config:
-                self.delete_adapter(adapter_name)
-            raise
+    def _tensors_of(self, adapter_name: str) -> list[torch.Tensor]:
+        """All that a load of this adapter writes into."""
+        if adapter_name not in self.peft_config:
+            return []
+        state = get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        return [tensor for tensor in state.values() if isinstance(tensor, torch.Tensor)]
 
     def _add_empty(
         self,
@@ -336,14 +322,6 @@ class OffsetModel(PeftModel):
         """Pickles by PEFT's own class, since the subclass is made at run time."""
         reduced: Any = super().__reduce_ex__(protocol)
         return (_empty, (type(self).__mro__[2],), *reduced[2:])
-
-
-def _saved_state(layer: LoraLayer, adapter_name: str) -> tuple[tuple[torch.Tensor, ...], Factors | None, bool]:
-    now = trained_factors(layer, adapter_name)
-    start = offset_of(layer, adapter_name) if has_offset(layer, adapter_name) else None
-    if start is not None:
-        start = Factors(A=start.A.clone(), B=start.B.clone())  # a load writes into the buffers
-    return (now.A.clone(), now.B.clone()), start, is_folded(layer, adapter_name)
 
 
 def carry(model: PeftModel) -> OffsetModel:

@@ -5,8 +5,8 @@
                                                      where it holds an offset
     loraga_report.json                               what the initialisation did
 
-Other files in the directory, a model card for instance, are not ours. PEFT checks lengths and shapes alone: a bit changed
-within the weights is found only where there is a loraga.json, and by this package only.
+Other files in the directory, a model card for instance, are not ours. PEFT checks lengths and shapes alone: a bit
+changed within the weights is found only where there is a loraga.json, and by this package only.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ def require_original_weights(directory: Path, layers: Mapping[str, LoraLayer]) -
     merged = [name for name, layer in layers.items() if layer.merged]
     if not merged:
         return
-    with safe_open(directory / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-        saved = set(file.keys())
+    saved = tensor_names(directory)
     for name in merged:
         if f"{PEFT_PREFIX}{name}.base_layer.weight" in saved:
             raise SaveError(
@@ -157,6 +156,12 @@ def require_readable(directory: Path) -> None:
         raise SaveError(f"{weights} is damaged ({error}); {AGAIN}") from error
 
 
+def tensor_names(directory: Path) -> set[str]:
+    """The names of the tensors in a directory's weight file."""
+    with safe_open(directory / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        return set(file.keys())
+
+
 def read_weights(directory: Path, recipe: SplitRecipe) -> dict[str, Tensor]:
     """Reads a directory's tensors and compares them with the checksum in its `loraga.json`.
 
@@ -194,8 +199,8 @@ def require_agreement(directory: Path, layers: Mapping[str, LayerLayout]) -> Non
     for key in CONFIG_KEYS:
         if found.get(key) != expected[key]:
             raise SaveError(
-                f"{directory / CONFIG_NAME} says {key} {found.get(key)}, and {RECIPE_NAME} {expected[key]}: one of them "
-                f"was changed; {AGAIN}"
+                f"{directory / CONFIG_NAME} says {key} {found.get(key)}, and {RECIPE_NAME} {expected[key]}: one of "
+                f"them was changed; {AGAIN}"
             )
 
 

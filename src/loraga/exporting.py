@@ -24,20 +24,23 @@ from .adapter_directory import (
     read_recipe,
     read_report,
     require_readable,
+    tensor_names,
     write_plain_lora,
 )
 from .capture import is_linear
 from .errors import AdapterError, SaveError
 from .files import staged_directory
 from .gradient import LowRankGradient, factor_product
-from .layers import active_adapter, base_layer, lora_layers, require_unmerged
+from .layers import PEFT_PREFIX, active_adapter, base_layer, lora_layers, require_unmerged
 from .layout import LayerLayout, bias_key, weight_key
 from .offset import has_offset, offset_of, trained_factors
 from .scheme import Factors
+from .undo import as_it_was_on_error, same_configs_on_error
 from .weights import is_quantized, tied_layers
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
     from peft.tuners.lora import LoraLayer
 
@@ -136,7 +139,8 @@ def load(
 
     Args:
         base: the original base model.
-        directory: what `save_pretrained`, a Trainer checkpoint or `export` wrote, or any plain LoRA.
+        directory: what `save_pretrained`, a Trainer checkpoint or `export` wrote, or any plain LoRA. If it cannot be
+            loaded, the base model is as it was.
         is_trainable: whether the adapter is to be trained.
         adapter_name: its name in the model.
 
@@ -150,20 +154,28 @@ def load(
     path = Path(directory)
     require_readable(path)
     recipe, report = read_recipe(path), read_report(path)
-    if recipe is None:
-        plain = PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
-        if report is not None:
-            carry(plain)._loraga_reports[adapter_name] = report
-        return plain
-    config = own_config(path, recipe)
-    config.inference_mode = not is_trainable
-    model = carry(get_peft_model(base, config, adapter_name=adapter_name))
-    model.load_adapter(str(path), adapter_name, is_trainable=is_trainable)
-    return model
+    with as_it_was_on_error(base, _named(base, tensor_names(path))):
+        if recipe is None:
+            plain = PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
+            if report is not None:
+                carry(plain)._loraga_reports[adapter_name] = report
+            return plain
+        config = own_config(path, recipe)
+        config.inference_mode = not is_trainable
+        model = carry(get_peft_model(base, config, adapter_name=adapter_name))
+        model.load_adapter(str(path), adapter_name, is_trainable=is_trainable)
+        return model
+
+
+def _named(base: nn.Module, saved: Iterable[str]) -> list[torch.Tensor]:
+    """The base model's own weights that a directory holds too: biases, or embeddings."""
+    parameters = dict(base.named_parameters())
+    names = [name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".") for name in saved]
+    return [parameters[name] for name in names if name in parameters]
 
 
 def _export_adapter(model: PeftModel, name: str, directory: Path) -> Exported:
-    with staged_directory(directory, COMPANIONS) as staging:
+    with same_configs_on_error(model), staged_directory(directory, COMPANIONS) as staging:
         model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
         _unpack(staging, name)
     ranks = {layer: layout.disk_rank for layer, layout in adapter_layout(model, name).items()}
@@ -177,7 +189,7 @@ def _export_compressed(
         raise AdapterError(f"rank is {rank}; it must be a positive whole number")
     changes = {layer: _change(layer, module, name) for layer, module in layers.items()}
     kept = {layer: change.truncate(rank) for layer, change in changes.items()}
-    with staged_directory(directory, COMPANIONS) as staging:
+    with same_configs_on_error(model), staged_directory(directory, COMPANIONS) as staging:
         model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
         _unpack(staging, name)
         (staging / RECIPE_NAME).unlink(missing_ok=True)  # what is left is trained factors only

@@ -2,8 +2,8 @@
 
     written beside its place --flushed--> moved there in one step, or exchanged with what is there
 
-Processes that write the same place do so one after the other: it holds what one of them wrote, and none tidies away what
-another is still writing.
+Processes that write the same place do so one after the other: it holds what one of them wrote, and none tidies away
+what another is still writing.
 """
 
 from __future__ import annotations

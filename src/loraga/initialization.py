@@ -169,7 +169,7 @@ def initialize(
         carried._loraga_reports[name] = report.to_dict()
         if keep_original:
             carried._loraga_originals.update(originals)
-    logger.info("adapter %s: %s", name, report.summary())
+        logger.info("adapter %s: %s", name, report.summary())
     return report
 
 

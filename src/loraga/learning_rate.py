@@ -307,12 +307,19 @@ def _moved(all_signs: Sequence[Signs]) -> Iterator[Callable[[Signs, float], None
                     dtype = _arithmetic_dtype(value)  # so that a bfloat16 step is rounded once
                     parameter.copy_(torch.add(value.to(dtype), sign.to(dtype), alpha=rate))
 
+    @torch.no_grad()
+    def restore() -> None:
+        for parameter, value in start.items():
+            parameter.copy_(value)
+
     try:
         yield move
     finally:
-        with torch.no_grad():
-            for parameter, value in start.items():
-                parameter.copy_(value)
+        try:
+            restore()
+        except BaseException:  # Ctrl-C between two parameters
+            restore()
+            raise
 
 
 def _first_rate(before: float, steps: Sequence[_Step]) -> float:

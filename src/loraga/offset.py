@@ -94,6 +94,8 @@ def detach_offset(layer: LoraLayer, adapter_name: str) -> None:
         if hasattr(layer, attribute) and not len(buffers):
             delattr(layer, attribute)
             layer.other_param_names = tuple(name for name in layer.other_param_names if name != attribute)
+            if layer.other_param_names == type(layer).other_param_names:
+                del layer.other_param_names  # the class's again
     if isinstance(layer.lora_variant.get(adapter_name), OffsetVariant):
         del layer.lora_variant[adapter_name]
 
