@@ -96,7 +96,7 @@ class FactorAccumulator:
         found = factor_product(self._kept.left / loss_terms, self._kept.right, loss_terms).truncate(self._columns)
         seen = found.U @ (found.S[:, None] * (found.Vh @ self._probes))
         left_out = self._probed / loss_terms - seen
-        return replace(found, tail=float(torch.linalg.matrix_norm(left_out)) / math.sqrt(PROBES))
+        return replace(found, tail=float(torch.linalg.matrix_norm(left_out, dtype=torch.float64)) / math.sqrt(PROBES))
 
 
 class MatrixAccumulator:
