@@ -135,6 +135,8 @@ class OffsetModel(PeftModel):
     ) -> Any:
         """Loads an adapter, taking apart a directory that holds an offset; see `peft.PeftModel.load_adapter`."""
         directory = Path(model_id)
+        if directory.is_dir():  # else a name on the hub
+            require_readable(directory)
         recipe, report = read_recipe(directory), read_report(directory)
         if adapter_name in self.peft_config:
             require_unmerged(lora_layers(self, adapter_name))
@@ -147,7 +149,6 @@ class OffsetModel(PeftModel):
                 for layer in lora_layers(self, adapter_name).values():
                     detach_offset(layer, adapter_name)
             else:
-                require_readable(directory)
                 state = split(read_weights(directory, recipe), recipe.ranks, str(directory))
                 if adapter_name not in self.peft_config:
                     self._add_empty(adapter_name, own_config(directory, recipe), is_trainable, **kwargs)

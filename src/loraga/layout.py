@@ -97,7 +97,9 @@ class SplitRecipe:
                 sha256=str(data.get("sha256", "")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise SaveError(f"{source} is damaged: {error!r}") from error
+            raise SaveError(
+                f"{source} is damaged: {error!r}; copy the directory again from where it was saved"
+            ) from error
 
 
 def weight_key(layer: str, factor: str) -> str:

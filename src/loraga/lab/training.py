@@ -121,6 +121,11 @@ def _explained(cause: Exception, has_stepped: bool, folder: RunFolder) -> Except
             f"a checkpoint in {folder.path} cannot be written (no space left?); the same command goes on from the last "
             "complete one"
         )
+    if "Weights only load failed" in said:
+        return LabError(
+            f"the newest checkpoint in {folder.path} holds more than torch reads safely, so it is not one of ours; "
+            "remove it, and the same command goes on from the one before"
+        )
     if not has_stepped and not isinstance(cause, OSError):  # optimizer, schedule and loader are made of its values
         return RecipeError([f"transformers.Trainer cannot begin with these values ({said})"])
     if "metric_for_best_model" in said:
