@@ -268,3 +268,13 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 
     assert path.read_text(encoding="utf-8") == "new ü"
     assert [each.name for each in tmp_path.iterdir()] == ["x.txt"]
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"steps": 4', b'{"steps"\xff: 4}'])
+def test_a_damaged_file_of_a_run_is_named_with_what_to_do(tmp_path, damage):
+    (tmp_path / "metrics.json").write_bytes(damage)
+    with pytest.raises(LabError, match=r"metrics\.json is damaged .* remove it, and the same command makes it anew"):
+        read_json(tmp_path / "metrics.json")
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n{"step"\xff: 2}\n')
+    with pytest.raises(SettingsError, match=r"log\.jsonl holds no JSON lines"):
+        read_lines(tmp_path / "log.jsonl")

@@ -203,8 +203,21 @@ def result_name(recipe: Recipe) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its object.
+
+    Raises:
+        LabError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise LabError(f"{path} is damaged ({cause}); remove it, and the same command makes it anew") from cause
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -241,8 +254,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is half a line
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break is half a line
         return [json.loads(line) for line in lines if line]
     except ValueError as cause:
         raise SettingsError(f"{path} holds no JSON lines, so it is none of ours; name another file") from cause
