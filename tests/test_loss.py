@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from loraga import BatchError
@@ -56,6 +57,15 @@ def test_labels_that_are_no_tensor_ask_for_a_weight():
     boxes = {"labels": [{"class_labels": torch.zeros(2), "boxes": torch.zeros(2, 4)}]}
     with pytest.raises(BatchError, match=r"batch 3: its labels are no tensor .* pass weight=callable\(batch\)"):
         loss_terms(models.build("ViT"), boxes, 3)
+
+
+def test_the_first_label_of_a_causal_model_is_no_term():
+    model, tokens = models.build("Llama"), models.batches("Llama", 1)[0]["input_ids"]
+    batch = {"input_ids": tokens, "labels": tokens}
+    assert loss_terms(model, batch) == tokens[:, 1:].numel()
+    scores = models.logits(model, batch)[:, :-1].flatten(0, 1)
+    total = nn.functional.cross_entropy(scores, tokens[:, 1:].flatten(), reduction="sum")
+    assert total.item() / loss_terms(model, batch) == pytest.approx(mean_loss(model, batch).item(), rel=1e-5)
 
 
 def test_a_peft_model_is_counted_as_its_base_model():
