@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from loraga import AdapterError, BatchError, GradientError, estimate_gradients
-from loraga.accumulate import MatrixAccumulator
+from loraga.accumulate import FactorAccumulator, MatrixAccumulator
 from loraga.loss import loss_terms
 from tests import models
 from tests.architectures.kinds import VOCABULARY
@@ -63,7 +63,7 @@ def test_algorithm_1_has_one_layers_matrix_alive_at_most(monkeypatch):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", ["Llama", "OPT", "T5"])
+@pytest.mark.parametrize("name", ["Llama", "OPT", "T5", "ViT"])  # transformers itself starts no graph at ViT's pixels
 def test_checkpointing_changes_nothing_and_stays_on(name, reentrant):
     data = models.batches(name, 2)
     expected = estimate_gradients(models.build(name), data, rank=2, progress=False)
@@ -76,6 +76,7 @@ def test_checkpointing_changes_nothing_and_stays_on(name, reentrant):
     inner.register_forward_hook(lambda *call: forwards.append(1))
     found = estimate_gradients(model, data, rank=2, progress=False)
     assert len(forwards) == 2 * len(data)  # once forward, once recomputed
+    assert found.keys() == expected.keys()
     for layer_name, gradient in found.items():
         assert models.relative_difference(dense(gradient), dense(expected[layer_name])) < 1e-5
 
@@ -201,6 +202,36 @@ def test_a_callers_autocast_does_not_reach_the_algebra():
         found = estimate_gradients(model, data, rank=1, progress=False)
     for gradient in found.values():
         torch.testing.assert_close(gradient.U.T @ gradient.U, torch.eye(gradient.columns), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("accumulator", [FactorAccumulator, MatrixAccumulator])
+def test_neither_summing_nor_factoring_runs_under_a_callers_autocast(accumulator, monkeypatch):
+    seen = set()
+
+    def watched(name):
+        original = getattr(accumulator, name)
+
+        def run(self, *call):
+            seen.add((name, torch.is_autocast_enabled("cpu")))
+            return original(self, *call)
+
+        return run
+
+    for name in ("add", "finish"):
+        monkeypatch.setattr(accumulator, name, watched(name))
+    rank = 1 if accumulator is FactorAccumulator else 8
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        estimate_gradients(models.build("Llama"), models.batches("Llama", 2), rank=rank, progress=False)
+    assert seen == {("add", False), ("finish", False)}
+
+
+def test_a_callers_no_grad_changes_nothing():
+    model, data = models.build("Llama"), models.batches("Llama", 2)
+    expected = estimate_gradients(model, data, rank=1, progress=False)
+    with torch.no_grad():
+        found = estimate_gradients(model, data, rank=1, progress=False)
+        assert not torch.is_grad_enabled()
+    assert all(torch.equal(found[name].U, gradient.U) for name, gradient in expected.items())
 
 
 def test_dropout_that_a_checkpointing_layer_reads_from_its_config_is_off():
