@@ -121,6 +121,33 @@ def test_the_same_seed_gives_the_same_adapter_bit_for_bit():
         assert torch.equal(B, starts[1][name][1])
 
 
+def test_another_seed_draws_other_factors():
+    starts = []
+    for seed in (0, 1, 0):
+        model = fresh(use_rslora=False)
+        loraga.initialize(model, scheme="gaussian", seed=seed, **QUIET)
+        starts.append(factors(model))
+    for name, (A, B) in starts[0].items():
+        assert torch.equal(A, starts[2][name][0])
+        assert not torch.equal(A, starts[1][name][0])
+        assert not torch.equal(B, starts[1][name][1])
+
+
+def test_a_weight_function_says_what_each_batch_counts():
+    data, plain, weighted, reused = models.batches("Llama"), fresh(), fresh(), fresh()
+
+    def weight(batch):
+        return 100.0 if torch.equal(batch["labels"], data[0]["labels"]) else 1.0
+
+    assert loraga.initialize(weighted, data, weight=weight, **QUIET).loss_terms == 102
+    loraga.initialize(plain, data, **QUIET)
+    gradients = loraga.estimate_gradients(fresh(), data, rank=2, weight=weight, **QUIET)
+    loraga.initialize(reused, data, gradients=gradients, **QUIET)
+    for name, (A, _) in factors(weighted).items():
+        assert torch.equal(A, factors(reused)[name][0])
+        assert not torch.allclose(A, factors(plain)[name][0], rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("scheme", "rslora"), [("lora_ga", True), ("stable_output", True), ("gaussian", False), ("gradient", False)]
 )
