@@ -166,6 +166,15 @@ def test_an_adapter_from_the_same_config_object_gets_the_offset_and_another_does
     assert set(layer.lora_variant) == {"twin"}
 
 
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_adapter_from_the_same_config_object_has_its_dropout_in_the_models_mode(mode):
+    model, _ = started(lora_dropout=0.5)
+    model.train(mode)
+    model.add_adapter("twin", model.peft_config["default"])
+    modes = {layer.lora_dropout["twin"].training for layer in lora_layers(model, "twin").values()}
+    assert modes == {mode}
+
+
 def test_offsets_are_not_broadcast():
     model, _ = started()
     ignored = model._ddp_params_and_buffers_to_ignore
@@ -192,6 +201,21 @@ def test_a_load_that_fails_leaves_the_policy_as_it_was(tmp_path):
         model.load_adapter(tmp_path / "good", "new")
     assert list(model.peft_config) == ["default"]
     assert torch.equal(models.logits(model, data[0]), expected)
+
+
+def test_what_a_load_wrote_before_it_failed_is_put_back(tmp_path):
+    """One layer is of another rank, which PEFT finds when it has written the others."""
+    model, data = started()
+    models.train(model, data)
+    other = models.with_lora(models.build("Llama"), rank_pattern={"layers.1.mlp.down_proj": 3})
+    models.train(other, data)
+    other.save_pretrained(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_adapter(tmp_path, "default")
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
 def folded(**settings):
