@@ -46,5 +46,6 @@ def test_comparison_is_bit_for_bit_and_change_is_relative():
     moved = [torch.tensor([3.0, 4.5, float("nan")]), torch.tensor(1.0)]
     assert not are_equal(before, moved)
     assert not are_equal(before, before[:1])
+    assert not are_equal([torch.ones(2)], [torch.tensor([1.0, 1.0 + 2**-23])])
     assert relative_change(before, moved) == pytest.approx(0.1)
     assert relative_change([torch.zeros(2)], [torch.tensor([0.0, 2.0])]) == 2.0
