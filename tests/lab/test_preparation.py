@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,20 @@ def test_held_out_rows_are_others_than_those_trained_on_and_stay_whatever_is_tra
     assert prompts(few.held_out) == prompts(many.held_out)
     assert len(few.train) == 3
     assert set(prompts(few.train)) <= set(prompts(many.train))
+
+
+def test_the_checksum_is_that_of_tokens_and_labels(recipe, console):
+    made = prepare(recipe(held_out_rows=5), console)
+    first, *others = made.train
+    assert prepare(recipe(held_out_rows=5), console).digest == made.digest
+    changes = [
+        {"input_ids": (*first.input_ids[:-1], first.input_ids[-1] - 1)},
+        {"labels": (*first.labels[:-1], -100)},
+    ]
+    for change in changes:
+        assert replace(made, train=(replace(first, **change), *others)).digest != made.digest
+    assert replace(made, held_out=made.held_out[:-1]).digest != made.digest
+    assert replace(made, train=(*others, first)).digest != made.digest
 
 
 def test_held_out_data_of_its_own_are_read_beside_the_others(recipe, console, tmp_path):
