@@ -1,6 +1,7 @@
 # make demo     fine-tune a small language model with LoRA and with LoRA-GA
 # make test     run the tests
 # make torture  run what `make test` leaves out, and write the table of docs/architectures.md
+# make mutants  put deliberate defects into copies of the source, and look that each fails a test
 # make check    lint, format, types, docstrings
 # make clean    remove .venv, caches and build output
 #
@@ -20,7 +21,7 @@ IS_NEW_ENOUGH = import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 # Some machines forbid bytecode on disk. Then every process would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test torture check clean
+.PHONY: help demo test torture mutants check clean
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
@@ -28,10 +29,10 @@ demo: $(READY)
 	@$(BIN)/loraga demo
 
 # One thread in each of two processes uses two cores better than two threads in each.
-test torture: export OMP_NUM_THREADS = 1
-test torture: export TOKENIZERS_PARALLELISM = false
-test torture: export HF_HUB_OFFLINE = 1
-test torture: export MPLBACKEND = Agg
+test torture mutants: export OMP_NUM_THREADS = 1
+test torture mutants: export TOKENIZERS_PARALLELISM = false
+test torture mutants: export HF_HUB_OFFLINE = 1
+test torture mutants: export MPLBACKEND = Agg
 test: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -39,6 +40,9 @@ test: $(READY)
 torture: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m torture --ignore tests/test_architectures.py || test $$? -eq 5
 	@$(BIN)/python -m tests.architectures -n 2 --dist worksteal
+
+mutants: $(READY)
+	@$(BIN)/python -m tests.mutants
 
 check: $(READY)
 	$(BIN)/ruff check .
