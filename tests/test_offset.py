@@ -51,6 +51,29 @@ def test_forward_and_merges_apply_the_difference_of_the_products(name):
         torch.testing.assert_close(layer.get_base_layer().weight.detach(), before, rtol=0, atol=1e-6)
 
 
+def test_values_and_gradients_are_those_of_the_formula_with_one_dropout_for_both():
+    layer, start, _ = one_layer("Qwen2", lora_dropout=0.5, lora_bias=True)
+    attach_offset(layer, "default", start)
+    layer.train()
+    A, B = layer.lora_A["default"].weight, layer.lora_B["default"]
+    B.bias.data.normal_(generator=torch.Generator().manual_seed(5))
+    x = torch.randn(3, 5, A.shape[1], generator=torch.Generator().manual_seed(6), requires_grad=True)
+    torch.manual_seed(8)
+    found = layer(x)
+    torch.manual_seed(8)
+    dropped = layer.lora_dropout["default"](x)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (A, B.weight, B.bias, dropped)]
+    a, b, bias, d = exact
+    added = d @ a.T @ b.T + bias - d @ start.A.double().T @ start.B.double().T
+    expected = layer.get_base_layer()(x).double() + layer.scaling["default"] * added
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(7))
+    (found * weights).sum().backward()
+    (layer.scaling["default"] * added * weights.double()).sum().backward()
+    for actual, reference in zip((A, B.weight, B.bias), exact, strict=False):
+        torch.testing.assert_close(actual.grad.double(), reference.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 def test_the_start_is_taken_off_exactly_whatever_the_inputs_strides(trainable):
     """Torch multiplies a strided batch in another order where the weight asks for a gradient, as only A and B do."""
