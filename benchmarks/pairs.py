@@ -64,7 +64,10 @@ def in_turn(cases: Mapping[str, Case], rounds: int, warm_up: bool = False) -> di
     for number in range(rounds):
         for name in list(cases)[:: -1 if number % 2 else 1]:
             seconds[name].append(cases[name].seconds())
-        print(f"round {number + 1} of {rounds}: " + ", ".join(f"{n} {s[-1]:.2f} s" for n, s in seconds.items()), flush=True)
+        print(
+            f"round {number + 1} of {rounds}: " + ", ".join(f"{n} {s[-1]:.2f} s" for n, s in seconds.items()),
+            flush=True,
+        )
     return seconds
 
 

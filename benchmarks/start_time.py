@@ -41,7 +41,9 @@ def main() -> None:
     }
     if "peft" in arguments.rivals:
         for rank in (8, 32):
-            ours[f"PEFT's lora_ga, r={rank}"] = Case(lambda model, r=rank: start_with_peft(model, given.batches, r), given.base)
+            ours[f"PEFT's lora_ga, r={rank}"] = Case(
+                lambda model, r=rank: start_with_peft(model, given.batches, r), given.base
+            )
     seconds = in_turn(ours, arguments.rounds)
     ratios = [
         ratio(seconds, "initialize, r=8", YARDSTICK, 1.15),

@@ -35,7 +35,7 @@ class Subject:
 
 
 def lora(rank: int, **settings: object) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=16, use_rslora=True, target_modules=TARGETS, **settings)
+    return LoraConfig(**{"r": rank, "lora_alpha": 16, "use_rslora": True, "target_modules": TARGETS, **settings})
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -78,6 +78,8 @@ def start_with_peft(model: torch.nn.Module, batches: list[Batch], rank: int) -> 
 
 def start_with_eva(model: torch.nn.Module, batches: list[Batch], rank: int) -> PeftModel:
     """PEFT's EVA: incremental singular value decompositions of the layers' inputs, until they settle."""
-    adapted = get_peft_model(model, lora(rank, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0)), low_cpu_mem_usage=True)
+    adapted = get_peft_model(
+        model, lora(rank, init_lora_weights="eva", eva_config=EvaConfig(rho=1.0)), low_cpu_mem_usage=True
+    )
     initialize_lora_eva_weights(adapted, batches, show_progress_bar=False)
     return adapted
