@@ -10,6 +10,7 @@ import torch
 
 import loraga
 from tests import models
+from tests.architectures.decoders import decoder
 from tests.integration.common import adapter_state, assert_same
 from tests.torture.faults import Injected, Point, fails, points
 from tests.torture.snapshot import differences, snapshot
@@ -24,10 +25,7 @@ LATE = 10  # points after which all is done already: tidying, and what `export` 
 def base():
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = models.decoder("Llama")()
-    del model.model.layers[1]
-    model.config.num_hidden_layers = 1
-    return model.eval()
+        return decoder("Llama").build().eval()
 
 
 def trained(rank=2, seed=0, **settings):

@@ -9,6 +9,7 @@ import torch
 
 import loraga
 from tests import models
+from tests.architectures.decoders import decoder
 from tests.integration.common import adapter_state, assert_same
 from tests.torture.faults import Injected, Point, points
 from tests.torture.snapshot import differences, snapshot
@@ -22,9 +23,7 @@ def with_traces(**settings):
     """A small model in train mode, of which every kind of state that a pass could spoil is set."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        base = models.decoder("Llama", attention_dropout=0.1)()
-        del base.model.layers[1]
-        base.config.num_hidden_layers = 1
+        base = decoder("Llama", attention_dropout=0.1).build()
     model = models.with_lora(base, target_modules=TARGETS, **settings)
     model.train()
     model.base_model.model.model.layers[0].mlp.eval()
