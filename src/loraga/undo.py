@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,32 +27,24 @@ def as_it_was_on_error(model: nn.Module, written: Iterable[Tensor] = ()) -> Iter
     Yields:
         Nothing.
     """
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    # restored in place, because objects share them: PEFT's dictionary of configs belongs to three
-    dictionaries = [
-        (value, dict(value)) for _, values in attributes for value in values.values() if isinstance(value, dict)
-    ]
-    lists = [(value, list(value)) for _, values in attributes for value in values.values() if isinstance(value, list)]
+    attributes = [vars(module) for module in model.modules()]
+    values = [value for each in attributes for value in each.values()]
+    dictionaries = [*attributes, *(value for value in values if isinstance(value, dict))]
+    lists = [(value, list(value)) for value in values if isinstance(value, list)]
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     contents = [(tensor.detach(), tensor.detach().clone()) for tensor in written]
-    try:
-        with same_random_states():
+    with same_random_states(), _same_items_on_error(dictionaries):
+        try:
             yield
-    except BaseException:
-        for module, values in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(values)
-        for dictionary, items in dictionaries:
-            dictionary.clear()
-            dictionary.update(items)
-        for each, entries in lists:
-            each[:] = entries
-        for parameter, requires_grad in trainable:
-            parameter.requires_grad_(requires_grad)
-        with torch.no_grad():
-            for tensor, content in contents:
-                tensor.copy_(content)
-        raise
+        except BaseException:
+            for each, entries in lists:
+                each[:] = entries
+            for parameter, requires_grad in trainable:
+                parameter.requires_grad_(requires_grad)
+            with torch.no_grad():
+                for tensor, content in contents:
+                    tensor.copy_(content)
+            raise
 
 
 @contextmanager
@@ -65,10 +57,18 @@ def same_configs_on_error(model: PeftModel) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    before = [(config, dict(vars(config))) for config in model.peft_config.values()]
+    with _same_items_on_error([vars(config) for config in model.peft_config.values()]):
+        yield
+
+
+@contextmanager
+def _same_items_on_error(dictionaries: Iterable[dict[Any, Any]]) -> Iterator[None]:
+    """Restores them in place, because objects share them: PEFT's dictionary of configs belongs to three."""
+    before = [(each, dict(each)) for each in dictionaries]
     try:
         yield
     except BaseException:
-        for config, values in before:
-            config.__dict__.update(values)
+        for each, items in before:
+            each.clear()
+            each.update(items)
         raise
