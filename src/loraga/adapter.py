@@ -192,7 +192,10 @@ class OffsetModel(PeftModel):
         layers = lora_layers(self, adapter_name)
         for name, rank in recipe.ranks.items():
             if name not in layers or layers[name].r[adapter_name] != rank:
-                raise SaveError(f"{directory}: layer {name} of rank {rank} is not in adapter {adapter_name!r}")
+                raise SaveError(
+                    f"{directory}: layer {name} of rank {rank}, which {RECIPE_NAME} names, is not in adapter "
+                    f"{adapter_name!r}: it is for another model, or {CONFIG_NAME} was changed"
+                )
         for name, layer in layers.items():
             if name in recipe.ranks and not has_offset(layer, adapter_name):
                 attach_offset(layer, adapter_name, trained_factors(layer, adapter_name))  # overwritten by the load
