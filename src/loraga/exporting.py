@@ -175,11 +175,12 @@ def _named(base: nn.Module, saved: Iterable[str]) -> list[torch.Tensor]:
 
 
 def _export_adapter(model: PeftModel, name: str, directory: Path) -> Exported:
+    ranks = {layer: layout.disk_rank for layer, layout in adapter_layout(model, name).items()}
+    exported = Exported(str(directory), ADAPTER, ranks, dict.fromkeys(ranks, 0.0), 0.0)
     with same_configs_on_error(model), staged_directory(directory, COMPANIONS) as staging:
         model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
         _unpack(staging, name)
-    ranks = {layer: layout.disk_rank for layer, layout in adapter_layout(model, name).items()}
-    return Exported(str(directory), ADAPTER, ranks, dict.fromkeys(ranks, 0.0), 0.0)
+    return exported
 
 
 def _export_compressed(
@@ -189,6 +190,11 @@ def _export_compressed(
         raise AdapterError(f"rank is {rank}; it must be a positive whole number")
     changes = {layer: _change(layer, module, name) for layer, module in layers.items()}
     kept = {layer: change.truncate(rank) for layer, change in changes.items()}
+    errors = {layer: change.tail / change.norm if change.norm else 0.0 for layer, change in kept.items()}
+    lost = sum(change.tail**2 for change in kept.values()) ** 0.5
+    total = sum(change.norm**2 for change in kept.values()) ** 0.5
+    ranks = {layer: change.columns for layer, change in kept.items()}
+    exported = Exported(str(directory), ADAPTER, ranks, errors, lost / total if total else 0.0)
     with same_configs_on_error(model), staged_directory(directory, COMPANIONS) as staging:
         model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
         _unpack(staging, name)
@@ -204,11 +210,7 @@ def _export_compressed(
                 state[bias] = state[bias] * layers[layer].scaling[name]
         layout = {layer: LayerLayout(rank=change.columns, scaling=1.0, offset=False) for layer, change in kept.items()}
         write_plain_lora(staging, state, layout)
-    errors = {layer: change.tail / change.norm if change.norm else 0.0 for layer, change in kept.items()}
-    lost = sum(change.tail**2 for change in kept.values()) ** 0.5
-    total = sum(change.norm**2 for change in kept.values()) ** 0.5
-    ranks = {layer: change.columns for layer, change in kept.items()}
-    return Exported(str(directory), ADAPTER, ranks, errors, lost / total if total else 0.0)
+    return exported
 
 
 def _change(layer: str, module: LoraLayer, name: str) -> LowRankGradient:

@@ -19,7 +19,7 @@ TARGETS = ["q_proj", "down_proj"]
 BATCHES = models.batches("Llama", 2)
 ERRORS = {"any error": Injected, "Ctrl-C": KeyboardInterrupt, "a full disk": OSError}
 SAMPLE = 24  # in the ordinary run, every 24th point
-LATE = 10  # points after which all is done already: tidying, and what `export` returns
+LATE = 5  # points after which all is done already: tidying, and what `export` returns
 
 
 def base():
