@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from loraga.checkpoint import newest_complete_checkpoint, why_incomplete
 from loraga.checksum import tensor_checksum
 from loraga.layout import CONFIG_KEYS, SplitRecipe
 
+ZIP_DIRECTORY, ZIP_METHOD = b"PK\x01\x02", 10  # how each entry of a zip file's directory begins, and where this stands
 ADAPTER = {"base_model.model.layer.lora_A.weight": torch.arange(6.0).reshape(2, 3)}
 
 
@@ -48,6 +50,13 @@ def flip_in_a_tensor_of_torchs(path):
     flip(path, path.read_bytes().index(torch.full((64,), 7.0).numpy().tobytes()) + 100)
 
 
+def call_a_tensor_of_torchs_compressed(path):
+    torch.save({"moment": torch.full((64,), 7.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(ZIP_DIRECTORY, 0, content.rindex(b"/data/0")) + ZIP_METHOD] = zipfile.ZIP_DEFLATED
+    path.write_bytes(content)
+
+
 def cut(path, bytes_left):
     path.write_bytes(path.read_bytes()[:bytes_left])
 
@@ -60,6 +69,7 @@ def run(tmp_path):
     return tmp_path
 
 
+CUT = r"adapter_model\.safetensors is damaged: .*(metadata|header|file)"
 DAMAGES = {
     "no trainer state": (lambda c: (c / "trainer_state.json").unlink(), r"trainer_state\.json is missing"),
     "half a trainer state": (lambda c: cut(c / "trainer_state.json", 9), r"trainer_state\.json is damaged"),
@@ -71,13 +81,13 @@ DAMAGES = {
     "no random states": (lambda c: (c / "rng_state.pth").unlink(), "no random states"),
     "half the random states": (lambda c: cut(c / "rng_state.pth", 100), r"rng_state\.pth is cut short"),
     "no weights": (lambda c: (c / "adapter_model.safetensors").unlink(), r"adapter_model\.safetensors is missing"),
-    "weights without the last byte": (lambda c: cut(c / "adapter_model.safetensors", -1), "not as long as"),
+    "weights without the last byte": (lambda c: cut(c / "adapter_model.safetensors", -1), CUT),
     "weights with a byte too many": (
         lambda c: (c / "adapter_model.safetensors").write_bytes((c / "adapter_model.safetensors").read_bytes() + b"x"),
-        "not as long as",
+        CUT,
     ),
-    "half a header": (lambda c: cut(c / "adapter_model.safetensors", 20), "within its header"),
-    "empty weights": (lambda c: cut(c / "adapter_model.safetensors", 0), "within its header"),
+    "half a header": (lambda c: cut(c / "adapter_model.safetensors", 20), CUT),
+    "empty weights": (lambda c: cut(c / "adapter_model.safetensors", 0), CUT),
     "a header that is no JSON": (
         lambda c: (c / "adapter_model.safetensors").write_bytes((3).to_bytes(8, "little") + b"abc"),
         r"adapter_model\.safetensors is damaged",
@@ -91,7 +101,7 @@ DAMAGES = {
     ),
     "a second adapter cut short": (
         lambda c: (write_adapter(c / "other"), cut(c / "other" / "adapter_model.safetensors", -4)),
-        "other.*not as long as",
+        r"other.adapter_model\.safetensors is damaged",
     ),
     "nothing but an empty directory": (lambda c: (shutil.rmtree(c), c.mkdir()), r"trainer_state\.json is missing"),
     "everything but an adapter": (
@@ -104,6 +114,10 @@ DAMAGES = {
     ),
     "a bit of the optimizer": (
         lambda c: flip_in_a_tensor_of_torchs(c / "optimizer.pt"),
+        r"optimizer\.pt is damaged: a checksum",
+    ),
+    "a tensor of the optimizer that is called compressed": (
+        lambda c: call_a_tensor_of_torchs_compressed(c / "optimizer.pt"),
         r"optimizer\.pt is damaged: a checksum",
     ),
     "a bit of the random states": (

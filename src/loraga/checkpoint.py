@@ -31,6 +31,7 @@ OPTIMIZER_NAME, SCHEDULER_NAME = "optimizer.pt", "scheduler.pt"
 SHARDED_PATTERNS = ("global_step*", "optimizer.bin", "optimizer_*")  # what DeepSpeed and FSDP write instead
 
 SET_ASIDE_PREFIX = "incomplete-"
+FOLDER = 0x10  # the mark of a folder in a zip file: torch gives uninitialised memory for a tensor that has it
 
 logger = logging.getLogger("loraga")
 
@@ -137,7 +138,8 @@ def _is_sound(archive: Path) -> bool:
     """Compares a file of torch's with the checksums in it, which torch itself does not look at."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            return opened.testzip() is None
+            marked = any(entry.external_attr & FOLDER for entry in opened.infolist())
+            return opened.testzip() is None and not marked
     except Exception:  # zipfile lets through what zlib and others raise where the method of compression was changed
         return False
 
@@ -163,8 +165,16 @@ def _resume_defects(checkpoint: Path) -> Iterator[str]:
         if not random_states:
             yield f"{checkpoint} holds no random states"
     for path in there:
-        if not zipfile.is_zipfile(path):  # its directory stands at the end of the file
+        if not _is_archive(path):
             yield f"{path} is cut short"
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a zip file's directory stands at its end."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # where the directory claims several disks
+        return False
 
 
 def _is_sharded(checkpoint: Path) -> bool:
