@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from tests.integration.common import (
     adapter_state,
+    assert_same,
     base,
     eval_logits,
     probe,
@@ -232,3 +233,37 @@ def distributed(rank: int, rendezvous: str, output: str) -> None:
         optimizer.zero_grad()
     write(adapter_state(model), f"{output}.{rank}")
     dist.destroy_process_group()
+
+
+def save_at_once(directory: str, rounds: int) -> None:
+    """Two processes save two adapters into one directory, again and again; after each round it is one's, whole."""
+    import loraga
+
+    def content(folder: str) -> dict[Path, bytes]:
+        return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+    models = {1: started(seed=1), 2: started(seed=2, r=3)}
+    wholes = {}
+    for number, model in models.items():
+        model.save_pretrained(f"{directory}-{number}")
+        wholes[number] = content(f"{directory}-{number}")
+    assert wholes[1] != wholes[2]
+    last = []
+    for _ in range(rounds):
+        processes = []
+        for model in models.values():
+            process = os.fork()
+            if process == 0:
+                status = 1
+                try:
+                    model.save_pretrained(directory)
+                    status = 0
+                finally:
+                    os._exit(status)
+            processes.append(process)
+        assert [os.waitpid(process, 0)[1] for process in processes] == [0, 0]
+        last.append(next(number for number, whole in wholes.items() if content(directory) == whole))
+    assert not list(Path(directory).parent.glob(".*.saving-*"))
+    state = adapter_state(loraga.load(base(), directory, is_trainable=True))
+    assert_same(state, adapter_state(models[last[-1]]))
+    print(f"the last one of each round: {last}")
