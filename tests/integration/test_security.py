@@ -233,8 +233,10 @@ def with_code(place, marker):
     (place / "tiny" / "trap.py").write_text(
         "from pathlib import Path\n"
         f"Path({str(marker)!r}).mkdir(exist_ok=True)\n"
-        "from transformers import LlamaConfig as TrapConfig, LlamaForCausalLM as TrapModel\n"
-        "from transformers import PreTrainedTokenizerFast as TrapTokenizer\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class TrapConfig(LlamaConfig): model_type = 'trapped'\n"  # classes of its own: transformers marks them
+        "class TrapModel(LlamaForCausalLM): config_class = TrapConfig\n"
+        "class TrapTokenizer(PreTrainedTokenizerFast): pass\n"
     )
     return place
 
