@@ -1,6 +1,6 @@
 # make demo     fine-tune a small language model with LoRA and with LoRA-GA
 # make test     run the tests
-# make torture  run what `make test` leaves out, and write the table of docs/architectures.md
+# make torture  try all of what `make test` samples, say how much that was, and write docs/architectures.md
 # make mutants  put deliberate defects into copies of the source, and look that each fails a test
 # make check    lint, format, types, docstrings
 # make clean    remove .venv, caches and build output
@@ -36,10 +36,8 @@ test torture mutants: export MPLBACKEND = Agg
 test: $(READY)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The second run takes every test of the architectures, since a cell of the table speaks of that run alone.
 torture: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m torture --ignore tests/test_architectures.py || test $$? -eq 5
-	@$(BIN)/python -m tests.architectures -n 2 --dist worksteal
+	@$(BIN)/python -m tests.torture -n 2 --dist worksteal
 
 mutants: $(READY)
 	@$(BIN)/python -m tests.mutants

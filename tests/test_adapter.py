@@ -138,7 +138,9 @@ def test_a_directory_that_does_not_fit_is_refused(tmp_path):
     model, _ = started()
     model.save_pretrained(tmp_path)
     wider, _ = started(r=3)
-    with pytest.raises(SaveError, match=r"layer model\S+ of rank 2, which loraga\.json names, is not in adapter 'default'"):
+    with pytest.raises(
+        SaveError, match=r"layer model\S+ of rank 2, which loraga\.json names, is not in adapter 'default'"
+    ):
         wider.load_adapter(tmp_path, "default")
 
 

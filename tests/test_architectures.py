@@ -34,6 +34,12 @@ refused = pytest.mark.parametrize("name", models.REFUSED)
 PATTERNS = "ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning"
 
 
+@pytest.fixture(autouse=True)
+def counted(request, record_property):
+    if "name" in request.fixturenames:
+        record_property("promises on architectures", 1)
+
+
 def settings_of(name):
     return {**models.ARCHITECTURES[name].settings, "progress": False}
 

@@ -7,17 +7,24 @@ import pytest
 
 from .table import PAGE, Collector, write
 
-TESTS = Path(__file__).parents[1] / "test_architectures.py"
+ROOT = Path(__file__).parents[2]
 
-collector = Collector()
-arguments = [
-    str(TESTS),
-    "-q",
-    *("-m", ""),  # also what `make test` leaves to `make torture`
-    *("-k", "not documentation"),  # the page, which is about to be written
-    *("-W", "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning"),
-]
-exit_code = pytest.main([*arguments, *sys.argv[1:]], plugins=[collector])
-write(collector.outcomes, collector.reasons)
-sys.stdout.write(f"{PAGE.relative_to(Path(__file__).parents[2])} is written\n")
-sys.exit(exit_code)
+
+def run(*paths: str) -> int:
+    """Runs the tests of some paths whole, and writes the table of what came out; gives pytest's exit code."""
+    collector = Collector()
+    arguments = [
+        *(str(ROOT / path) for path in paths),
+        "-q",
+        *("-m", "not sampled"),  # also what `make test` leaves to `make torture`
+        *("-k", "not documentation"),  # the page, which is about to be written
+        *("-W", "ignore:Module already imported so cannot be rewritten:pytest.PytestAssertRewriteWarning"),
+    ]
+    exit_code = pytest.main([*arguments, *sys.argv[1:]], plugins=[collector])
+    write(collector.outcomes, collector.reasons)
+    sys.stdout.write(f"{PAGE.relative_to(ROOT)} is written\n")
+    return int(exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(run("tests/test_architectures.py"))

@@ -89,6 +89,7 @@ def every_damage_is_harmless_or_found(whole, name, folder, count):
     return found
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", FILES)
 def test_some_damages_of_an_adapter_are_harmless_or_found(whole, name, tmp_path, record_property):
     count = 16
@@ -202,13 +203,18 @@ def every_bit_of_an_archives_directory_is_harmless_or_found(folder, step):
             continue
         try:
             loaded = torch.load(archive, weights_only=True)
-        except (RuntimeError, ValueError, pickle.UnpicklingError):  # torch's own reader minds flags that zipfile does not
+        except (
+            RuntimeError,
+            ValueError,
+            pickle.UnpicklingError,
+        ):  # torch's own reader minds flags that zipfile does not
             continue
         assert repr(loaded) == repr(whole), number
     assert 0 < found < len(numbers)
     return len(numbers)
 
 
+@pytest.mark.sampled
 def test_some_bits_of_an_archives_directory_are_harmless_or_found(tmp_path, record_property):
     record_property("damaged files", every_bit_of_an_archives_directory_is_harmless_or_found(tmp_path, 29))
 

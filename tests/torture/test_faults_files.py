@@ -17,7 +17,7 @@ from tests.torture.snapshot import differences, snapshot
 
 TARGETS = ["q_proj", "down_proj"]
 BATCHES = models.batches("Llama", 2)
-ERRORS = {"any error": Injected, "Ctrl-C": KeyboardInterrupt, "a full disk": OSError}
+ERRORS = {"any error": (Injected, 3), "Ctrl-C": (KeyboardInterrupt, 1), "a full disk": (OSError, 1)}  # every n-th point
 SAMPLE = 24  # in the ordinary run, every 24th point
 LATE = 5  # points after which all is done already: tidying, and what `export` returns
 
@@ -85,7 +85,7 @@ WRITES = {
 }
 
 
-def every_point_leaves_the_folder_as_it_was(name, error, tmp_path, step, offset=0):
+def every_point_leaves_the_folder_as_it_was(name, error, step, tmp_path, offset=0):
     prepare, write = WRITES[name]
     model, target, example = trained(), tmp_path / "adapter", tmp_path / "example" / "adapter"
     prepare(example)
@@ -115,9 +115,10 @@ def every_point_leaves_the_folder_as_it_was(name, error, tmp_path, step, offset=
     return len(numbers)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", WRITES)
 def test_a_failure_at_some_points_leaves_the_folder_as_it_was(name, tmp_path, record_property):
-    tried = every_point_leaves_the_folder_as_it_was(name, OSError, tmp_path, SAMPLE, offset=5)
+    tried = every_point_leaves_the_folder_as_it_was(name, OSError, SAMPLE, tmp_path, offset=5)
     record_property("injection points", tried)
 
 
@@ -125,7 +126,7 @@ def test_a_failure_at_some_points_leaves_the_folder_as_it_was(name, tmp_path, re
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("name", WRITES)
 def test_a_failure_at_any_point_leaves_the_folder_as_it_was(name, error, tmp_path, record_property):
-    record_property("injection points", every_point_leaves_the_folder_as_it_was(name, ERRORS[error], tmp_path, 1))
+    record_property("injection points", every_point_leaves_the_folder_as_it_was(name, *ERRORS[error], tmp_path))
 
 
 # ---- reading
@@ -159,7 +160,7 @@ READS = {
 }
 
 
-def every_point_leaves_the_model_as_it_was(name, error, tmp_path, step, offset=0):
+def every_point_leaves_the_model_as_it_was(name, error, step, tmp_path, offset=0):
     saved, make, read = READS[name]
     save(saved(), tmp_path)
     read(make(), tmp_path)
@@ -178,13 +179,14 @@ def every_point_leaves_the_model_as_it_was(name, error, tmp_path, step, offset=0
     return len(numbers)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", READS)
 def test_a_failure_at_some_points_of_reading_leaves_the_model_as_it_was(name, tmp_path, record_property):
-    record_property("injection points", every_point_leaves_the_model_as_it_was(name, Injected, tmp_path, SAMPLE, 5))
+    record_property("injection points", every_point_leaves_the_model_as_it_was(name, Injected, SAMPLE, tmp_path, 5))
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("name", READS)
 def test_a_failure_at_any_point_of_reading_leaves_the_model_as_it_was(name, error, tmp_path, record_property):
-    record_property("injection points", every_point_leaves_the_model_as_it_was(name, ERRORS[error], tmp_path, 1))
+    record_property("injection points", every_point_leaves_the_model_as_it_was(name, *ERRORS[error], tmp_path))

@@ -88,13 +88,14 @@ def every_point_leaves_the_model_as_it_was(name, error, step, offset=0):
     return len(numbers)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_failure_at_some_points_leaves_the_model_as_it_was(name, record_property):
     record_property("injection points", every_point_leaves_the_model_as_it_was(name, Injected, 4 * SAMPLE, offset=3))
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("error", [Injected, KeyboardInterrupt])
+@pytest.mark.parametrize(("error", "step"), [(Injected, 3), (KeyboardInterrupt, 1)])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_failure_at_any_point_leaves_the_model_as_it_was(name, error, record_property):
-    record_property("injection points", every_point_leaves_the_model_as_it_was(name, error, 1))
+def test_a_failure_at_any_point_leaves_the_model_as_it_was(name, error, step, record_property):
+    record_property("injection points", every_point_leaves_the_model_as_it_was(name, error, step))

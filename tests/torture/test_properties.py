@@ -254,6 +254,7 @@ def holds(check, examples):
     return tried
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("check", PROPERTIES, ids=lambda check: check.__name__)
 def test_a_few_generated_cases(check, record_property):
     record_property("generated cases", holds(check, 12))

@@ -1,0 +1,133 @@
+"""Peak memory of a start: each case in a process of its own, which resets the kernel's high-water mark before it.
+
+Above the peak of the yardstick (forward and backward of LoRA on the same micro-batches) on SmolLM2-135M, against PEFT's
+lora_ga; over numbers of micro-batches; and against one whole LoRA training step on shapes of T5-base and of a Llama.
+Linux only. Run from a checkout:
+
+    python benchmarks/start_memory.py --data ../shared/data/gsm8k/train.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from peft import get_peft_model
+
+from pairs import Ratio, report
+from subjects import forward_and_backward, lora, parser, start_with_loraga, start_with_peft, subject
+from step_time import stepper
+
+MEBIBYTE = 2**20
+ROUNDS = 5
+SHAPES = ("T5-base", "Llama")
+TARGETS = {"T5-base": ["q", "k", "v", "o", "wi", "wo"], "Llama": lora(8).target_modules}
+
+
+def shaped(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A model with random weights in the published widths, and a batch for it."""
+    generator = torch.Generator().manual_seed(0)
+    if name == "T5-base":
+        config = transformers.T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12, decoder_start_token_id=0)
+        ids = torch.randint(1, 32_000, (8, 128), generator=generator)
+        return transformers.T5ForConditionalGeneration(config), {"input_ids": ids, "labels": ids[:, :16].clone()}
+    # Llama 2 7B's layers at half of its width, four of them
+    config = transformers.LlamaConfig(
+        hidden_size=2048, intermediate_size=5504, num_hidden_layers=4, num_attention_heads=16
+    )
+    ids = torch.randint(1, 32_000, (2, 256), generator=generator)
+    return transformers.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids.clone()}
+
+
+def peak_above_start(run) -> int:
+    """Bytes that the process's resident memory rises to above where it is now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """One case, in this process."""
+    kind, name, count = arguments.case.split(":")
+    if name in SHAPES:
+        base, batch = shaped(name)
+        adapted, batches = get_peft_model(base, lora(8, target_modules=TARGETS[name])), [batch] * int(count)
+        if kind == "step":
+            step = stepper(adapted.train(), batch)
+            return peak_above_start(lambda: [step(None) for _ in range(2)])
+        return peak_above_start(lambda: start_with_loraga(adapted, batches))
+    given = subject(arguments, int(count), 4, 128)
+    if kind == "yardstick":
+        model = given.adapted(8)
+        return peak_above_start(lambda: forward_and_backward(model, given.batches))
+    if kind == "peft":
+        base = given.base()
+        return peak_above_start(lambda: start_with_peft(base, given.batches, 8))
+    model = given.adapted(8)
+    return peak_above_start(lambda: start_with_loraga(model, given.batches))
+
+
+def in_own_process(arguments: argparse.Namespace, case: str) -> int:
+    command = [sys.executable, __file__, "--data", arguments.data, "--model", arguments.model, "--case", case]
+    lines = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.splitlines()
+    found = int(json.loads(lines[-1]))
+    print(f"{case}: {found / MEBIBYTE:.0f} MiB", flush=True)
+    return found
+
+
+def main() -> None:
+    arguments_of = parser(__doc__)
+    arguments_of.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments_of.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = arguments_of.parse_args()
+    if arguments.case:
+        print(json.dumps(measure(arguments)))
+        return
+    yardstick = "peak of the yardstick"
+    peaks: dict[str, list[int]] = {}
+    cases = {
+        yardstick: "yardstick:smollm2:2",
+        "peak of initialize": "initialize:smollm2:2",
+        "peak of initialize, 8 micro-batches": "initialize:smollm2:8",
+        "peak of PEFT's lora_ga": "peft:smollm2:2",
+        **{f"peak of initialize, {name}": f"initialize:{name}:2" for name in SHAPES},
+        **{f"peak of a LoRA step, {name}": f"step:{name}:1" for name in SHAPES},
+    }
+    for _ in range(arguments.rounds):
+        for name, case in cases.items():
+            peaks.setdefault(name, []).append(in_own_process(arguments, case))
+
+    def above(name: str) -> list[int]:
+        return [max(0, peak - base) for peak, base in zip(peaks[name], peaks[yardstick], strict=True)]
+
+    def over(what: str, of: str, top: list[int], bottom: list[int], bound: float | None = None) -> Ratio:
+        return Ratio(what, of, [a / b for a, b in zip(top, bottom, strict=True)], bound)
+
+    ours, peft, many = "peak of initialize", "peak of PEFT's lora_ga", "peak of initialize, 8 micro-batches"
+    ratios = [
+        over(f"{ours}, above the yardstick's", "PEFT's lora_ga, above the yardstick's", above(ours), above(peft), 0.1),
+        over(many, "that of 2 micro-batches", peaks[many], peaks[ours], 1.02),
+    ]
+    for name in SHAPES:
+        step = f"peak of a LoRA step, {name}"
+        ratios.append(over(f"{ours}, {name}", step, peaks[f"{ours}, {name}"], peaks[step], 1.0))
+    path = arguments.output / "start_memory.json" if arguments.output else None
+    mebibytes = {name: [round(peak / MEBIBYTE) for peak in found] for name, found in peaks.items()}
+    report("Peak memory of a start", path, {"rounds": arguments.rounds}, ratios, mebibytes=mebibytes)
+
+
+if __name__ == "__main__":
+    main()
