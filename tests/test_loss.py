@@ -6,6 +6,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from loraga import BatchError
 from loraga.loss import collect_micro_batches, loss_terms, mean_loss, move_to, one_example, shifts_labels
 from tests import models
+from tests.architectures.kinds import causal_batch
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_moving_a_batch_keeps_what_is_no_tensor():
 
 
 def test_one_example_of_a_batch_is_the_one_with_the_most_labels():
-    batch = models.causal_batch(torch.Generator().manual_seed(0))
+    batch = causal_batch(torch.Generator().manual_seed(0))
     batch["labels"] = batch["labels"].clone()
     batch["labels"][0], batch["labels"][2, 1:] = -100, -100
     one = one_example(batch)
@@ -160,5 +161,5 @@ def test_one_example_of_a_batch_is_the_one_with_the_most_labels():
     ],
 )
 def test_a_batch_that_may_not_have_one_row_an_example_is_left_whole(more):
-    batch = {**models.causal_batch(torch.Generator().manual_seed(0)), **more}
+    batch = {**causal_batch(torch.Generator().manual_seed(0)), **more}
     assert one_example(batch) is batch
