@@ -2,6 +2,7 @@
 # make test     run the tests
 # make torture  try all of what `make test` samples, say how much that was, and write docs/architectures.md
 # make mutants  put deliberate defects into copies of the source, and look that each fails a test
+# make bench    measure speed and memory against PEFT, and write docs/performance.md (some 30 minutes)
 # make check    lint, format, types, docstrings
 # make clean    remove .venv, caches and build output
 #
@@ -21,7 +22,7 @@ IS_NEW_ENOUGH = import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 # Some machines forbid bytecode on disk. Then every process would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test torture mutants check clean
+.PHONY: help demo bench test torture mutants check clean
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
@@ -38,6 +39,12 @@ test: $(READY)
 
 torture: $(READY)
 	@$(BIN)/python -m tests.torture -n 2 --dist worksteal
+
+# DATA is text to measure on: JSON lines with a question and an answer each.
+DATA ?= ../shared/data/gsm8k/train.jsonl
+bench: $(READY)
+	@$(BIN)/python -c 'from loraga.lab.smollm2 import smollm2; smollm2()'
+	@$(BIN)/python benchmarks/bench.py --data $(DATA)
 
 mutants: $(READY)
 	@$(BIN)/python -m tests.mutants

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import torch
@@ -21,8 +19,8 @@ import transformers
 from peft import get_peft_model
 
 from pairs import Ratio, report
-from subjects import forward_and_backward, lora, parser, start_with_loraga, start_with_peft, subject
 from step_time import stepper
+from subjects import forward_and_backward, lora, parser, start_with_loraga, start_with_peft, subject
 
 MEBIBYTE = 2**20
 ROUNDS = 5
@@ -59,9 +57,9 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def measure(arguments: argparse.Namespace) -> int:
+def measure(arguments: argparse.Namespace, case: str) -> int:
     """One case, in this process."""
-    kind, name, count = arguments.case.split(":")
+    kind, name, count = case.split(":")
     if name in SHAPES:
         base, batch = shaped(name)
         adapted, batches = get_peft_model(base, lora(8, target_modules=TARGETS[name])), [batch] * int(count)
@@ -80,22 +78,24 @@ def measure(arguments: argparse.Namespace) -> int:
     return peak_above_start(lambda: start_with_loraga(model, given.batches))
 
 
-def in_own_process(arguments: argparse.Namespace, case: str) -> int:
-    command = [sys.executable, __file__, "--data", arguments.data, "--model", arguments.model, "--case", case]
-    lines = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.splitlines()
-    found = int(json.loads(lines[-1]))
-    print(f"{case}: {found / MEBIBYTE:.0f} MiB", flush=True)
+def in_own_process(arguments: argparse.Namespace, name: str, case: str) -> int:
+    """One case in a fork of this process, which has imported the libraries and used none of them."""
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    process = fork.Process(target=lambda: answers.put(measure(arguments, case)))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise SystemExit(f"{name}: the process ended with {process.exitcode}")
+    found = answers.get()
+    print(f"{name}: {found / MEBIBYTE:.0f} MiB", flush=True)
     return found
 
 
 def main() -> None:
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--rounds", type=int, default=ROUNDS)
-    arguments_of.add_argument("--case", help=argparse.SUPPRESS)
     arguments = arguments_of.parse_args()
-    if arguments.case:
-        print(json.dumps(measure(arguments)))
-        return
     yardstick = "peak of the yardstick"
     peaks: dict[str, list[int]] = {}
     cases = {
@@ -108,7 +108,7 @@ def main() -> None:
     }
     for _ in range(arguments.rounds):
         for name, case in cases.items():
-            peaks.setdefault(name, []).append(in_own_process(arguments, case))
+            peaks.setdefault(name, []).append(in_own_process(arguments, name, case))
 
     def above(name: str) -> list[int]:
         return [max(0, peak - base) for peak, base in zip(peaks[name], peaks[yardstick], strict=True)]

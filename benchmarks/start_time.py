@@ -1,7 +1,7 @@
 """Time of a start, over the forward and backward passes of a LoRA training step on the same micro-batches.
 
-SmolLM2-135M, 8 micro-batches of 512 tokens, all linear layers. The yardstick is what the user pays next anyway. Run from
-a checkout:
+SmolLM2-135M, 8 micro-batches of 512 tokens, all linear layers. The yardstick is what the user pays next anyway.
+Run from a checkout:
 
     python benchmarks/start_time.py --data ../shared/data/gsm8k/train.jsonl
 """

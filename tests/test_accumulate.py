@@ -28,8 +28,8 @@ SHAPES = [(96, 128), (128, 96), (128, 40)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def stream(batches, columns=COLUMNS_PER_RANK * RANK, *, weights=None, loss_terms=1.0, seed=0):
-    return finish(FactorAccumulator(columns, layer_generator(seed, "layer")), batches, weights, loss_terms)
+def stream(batches, columns=COLUMNS_PER_RANK * RANK, *, weights=None, loss_terms=1.0, seed=0, **choices):
+    return finish(FactorAccumulator(columns, layer_generator(seed, "layer"), **choices), batches, weights, loss_terms)
 
 
 def hold(batches, columns=COLUMNS_PER_RANK * RANK, *, weights=None, loss_terms=1.0):
@@ -132,6 +132,10 @@ def test_the_residual_falls_with_more_columns():
     few, default, many = (statistics.median(residuals(8, columns=per_rank * RANK)) for per_rank in (2, 4, 8))
     assert many <= 1.001
     assert many < default < few <= 1.01
+
+
+def test_the_residual_falls_with_a_subspace_iteration():
+    assert statistics.median(residuals(8, iterations=1)) < statistics.median(residuals(8))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

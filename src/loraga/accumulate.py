@@ -55,9 +55,10 @@ class FactorAccumulator:
     whole sum, which add exactly.
     """
 
-    def __init__(self, columns: int, generator: torch.Generator) -> None:
+    def __init__(self, columns: int, generator: torch.Generator, iterations: int = 0) -> None:
         self._columns = columns
         self._generator = generator
+        self._iterations = iterations
         self._kept: Product | None = None
         self._probes: Tensor | None = None  # (d_in, PROBES)
         self._probed: Tensor | None = None  # (d_out, PROBES), the sum times the probes
@@ -74,7 +75,7 @@ class FactorAccumulator:
         if self._kept is not None:
             sketch = sketch + self._kept.times(directions)
             summands.append(self._kept)
-        self._kept = project_sum(summands, sketch)
+        self._kept = project_sum(summands, sketch, self._iterations)
         self._probed = probed.clone() if self._probed is None else self._probed + probed
 
     def _directions(self, call: Product) -> Tensor:

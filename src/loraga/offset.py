@@ -36,8 +36,8 @@ class OffsetVariant(LoraVariant):
         """Adds eta * (B A - B0 A0) x to the base layer's result.
 
         It is computed as [B, B - B0] [(A - A0) x, A0 x], after one dropout for both. At the start the differences of
-        the factors are exactly zero, and so is what is added, in train mode too and whatever the kernels; two products of
-        twice the rank cost less than four and a difference of outputs.
+        the factors are exactly zero, and so is what is added, in train mode too and whatever the kernels; two products
+        of twice the rank cost less than four and a difference of outputs.
         """
         A, B = _linear(module.lora_A[active_adapter]), _linear(module.lora_B[active_adapter])
         start = offset_of(module, active_adapter)

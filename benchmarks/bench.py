@@ -1,0 +1,106 @@
+"""Runs every benchmark of speed and memory, one process each, and writes docs/performance.md from what they found.
+
+python benchmarks/bench.py --data ../shared/data/gsm8k/train.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+SCRIPTS = ("start_time", "start_memory", "step_time", "files_time", "residual_time", "growth")
+INTRODUCTION = """# Performance
+
+Written by `make bench` from `benchmarks/results/*.json`. Absolute times mean little: each figure is a ratio of two
+measurements taken in turn in one run, with its spread. The yardstick of a start is the forward and backward of a LoRA
+training step on the same micro-batches with the adapters attached: what training pays next anyway.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, help="JSON lines with question and answer; without it only the page is written"
+    )
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "performance.md")
+    arguments = parser.parse_args()
+    if arguments.data is not None:
+        for script in SCRIPTS:
+            print(f"== {script}", flush=True)
+            data = [] if script == "growth" else ["--data", str(arguments.data)]
+            command = [sys.executable, str(HERE / f"{script}.py"), *data, "--output", str(arguments.output)]
+            subprocess.run(command, check=True)
+    arguments.page.write_text(page(arguments.output))
+
+
+def page(results: Path) -> str:
+    read = {script: json.loads((results / f"{script}.json").read_text()) for script in SCRIPTS}
+    parts = [
+        INTRODUCTION,
+        *(section(script, read[script]) for script in SCRIPTS[:4]),
+        f"## What a nearer result costs\n\n{residual_table(read['residual_time']['rows'])}",
+        "![residual against time](../benchmarks/results/residual_time.png)",
+        f"## Growth\n\n{growth_table(read['growth']['growth'])}",
+        "![growth](../benchmarks/results/growth.png)",
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def section(script: str, read: dict[str, Any]) -> str:
+    return f"## {read['title']}\n\n{settings(script, read)}\n\n{table(RATIOS, map(ratio_cells, read['ratios']))}"
+
+
+def settings(script: str, read: dict[str, Any]) -> str:
+    listed = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in read["settings"].items())
+    return f"`python benchmarks/{script}.py --data ...`: {listed}."
+
+
+def table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [columns, ("---",) * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+RATIOS = ("what", "over", "median", "lowest to highest", "pairs", "bound")
+
+
+def ratio_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    bound = "" if row["bound"] is None else f"{row['bound']:g}, {'kept' if row['kept'] else '**not kept**'}"
+    spread = f"{min(row['values']):.2f} to {max(row['values']):.2f}"
+    return row["what"], row["of"], f"{row['median']:.2f}", spread, str(len(row["values"])), bound
+
+
+def residual_table(rows: list[dict[str, Any]]) -> str:
+    unit = next(row["seconds"] for row in rows if (row["columns_per_rank"], row["iterations"]) == (4, 0))
+    columns = ("columns a rank", "further iterations", "time over the default's", "residual, median", "worst")
+    return table(
+        columns,
+        (
+            (
+                str(row["columns_per_rank"]),
+                str(row["iterations"]),
+                f"{row['seconds'] / unit:.2f}",
+                f"{row['median']:.4f}",
+                f"{row['worst']:.4f}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def growth_table(growth: dict[str, Any]) -> str:
+    rows = (
+        (name, str(curve["values"][0]), str(curve["values"][-1]), f"{curve['exponent']:.2f}")
+        for name, curve in growth.items()
+    )
+    return table(("with", "from", "to", "exponent"), rows)
+
+
+if __name__ == "__main__":
+    main()
