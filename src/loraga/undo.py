@@ -57,7 +57,7 @@ def same_configs_on_error(model: PeftModel) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    with _same_items_on_error([vars(config) for config in model.peft_config.values()]):
+    with _same_items_on_error([config.__dict__ for config in model.peft_config.values()]):
         yield
 
 
