@@ -43,7 +43,7 @@ torture: $(READY)
 # DATA is text to measure on: JSON lines with a question and an answer each.
 DATA ?= ../shared/data/gsm8k/train.jsonl
 bench: $(READY)
-	@$(BIN)/python -c 'from loraga.lab.smollm2 import smollm2; smollm2()'
+	@$(BIN)/python -c 'from loraga.lab.smollm2 import converted; converted()'
 	@$(BIN)/python benchmarks/bench.py --data $(DATA)
 
 mutants: $(READY)
