@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+import tomllib
 
 import pytest
 
-from loraga.cli import COMMANDS
+from loraga.cli import COMMANDS, parser
+from loraga.cli.common import no_more, read_recipe
 from loraga.lab.recipe_check import load_recipe
 from loraga.lab.recipe_help import table
+from tests.pages import ROOT, blocks, build_workplace, commands
 
-ROOT = Path(__file__).parents[2]
+SHELL_BLOCKS = [block for block in blocks("bash") if not block.not_run]
+LORAGA = [(block, words[1:]) for block in SHELL_BLOCKS for words in commands(block) if words[0] == "loraga"]
+OTHERS = [(block, words) for block in SHELL_BLOCKS for words in commands(block) if words[0] != "loraga"]
+RECIPES = blocks("yaml")
 
 
 def test_the_table_of_keys_is_the_one_that_the_program_makes():
@@ -31,3 +37,60 @@ def test_the_recipes_that_come_with_the_project_are_right(recipe, tmp_path, monk
         (tmp_path / "gsm8k" / f"{name}.jsonl").touch()
 
     assert load_recipe(recipe).output_dir == f"runs/{recipe.stem}"
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder in which the pages' commands make sense: their data, their first recipe, and the project's."""
+    monkeypatch.chdir(tmp_path)
+    build_workplace(tmp_path)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "recipe.yaml").write_text(RECIPES[0].text)
+    (tmp_path / "runs" / "recipe" / "adapter").mkdir(parents=True)
+
+
+def id_of(value):
+    return " ".join(value) if isinstance(value, list) else value.place
+
+
+@pytest.mark.parametrize(("block", "words"), LORAGA, ids=id_of)
+def test_every_command_of_a_page_is_taken_and_its_recipe_is_right(block, words, workplace):
+    options, rest = parser(words[0], listed=False).parse_known_args(words)
+
+    if hasattr(options, "recipe") and options.recipe is not None:
+        assert read_recipe(options, rest).model
+    else:
+        no_more(rest)
+
+
+@pytest.mark.parametrize("block", RECIPES, ids=lambda block: block.place)
+def test_every_recipe_of_a_page_is_right(block, workplace, tmp_path):
+    (tmp_path / "page.yaml").write_text(block.text)
+
+    assert load_recipe(tmp_path / "page.yaml").model
+
+
+@pytest.mark.parametrize(("block", "words"), OTHERS, ids=id_of)
+def test_every_other_command_of_a_page_names_what_there_is(block, words):
+    targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+    if words[0] == "make":
+        rules = (ROOT / "Makefile").read_text().splitlines()
+        phony = next(line for line in rules if line.startswith(".PHONY:")).split()
+        assert targets
+        assert set(targets) <= set(phony)
+    elif words[0] == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert words[1] == "install"
+        assert {name for word in words if "[" in word for name in word.partition("[")[2].rstrip("]").split(",")} <= set(
+            extras
+        )
+    else:
+        assert words[0] in ("python", ".venv/bin/python"), f"{block.place}: no test knows what {words[0]} takes"
+        script = (ROOT / words[1]).read_text()
+        assert [word for word in words if word.startswith("--") and f'"{word}"' not in script] == []
+
+
+def test_the_pages_hold_commands_and_recipes():
+    assert len(LORAGA) >= 8
+    assert len(OTHERS) >= 8
+    assert len(RECIPES) >= 2

@@ -55,13 +55,13 @@ def test_the_table_has_a_row_of_four_cells_for_every_own_key():
 
 
 def test_the_table_names_every_other_training_argument_once():
-    _, heading, passed = table().rpartition("### Passed to transformers.TrainingArguments")
+    _, heading, passed = table().rpartition("## Passed to transformers.TrainingArguments")
 
     assert heading
     assert passed.strip() == ", ".join(f"`{name}`" for name in TRAINING_ARGUMENT_NAMES if name not in OWN_KEYS)
 
 
 def test_the_table_has_a_heading_for_each_group():
-    headings = [line.removeprefix("### ").lower() for line in table().splitlines() if line.startswith("### ")]
+    headings = [line.removeprefix("## ").lower() for line in table().splitlines() if line.startswith("## ")]
 
     assert headings[:-1] == list(groups())

@@ -39,14 +39,14 @@ def table() -> str:
     """Every key as Markdown, and the names that go to TrainingArguments."""
     lines = []
     for group, keys in groups().items():
-        lines += [f"### {group.capitalize()}", "", "| key | takes | default | what |", "|---|---|---|---|"]
+        lines += [f"## {group.capitalize()}", "", "| key | takes | default | what |", "|---|---|---|---|"]
         lines += [
             f"| `{key.name}` | {key.takes} | {key.default.removeprefix('default ')} | {key.what} |" for key in keys
         ]
         lines += [""]
     own = {key.name for keys in groups().values() for key in keys}
     passed = ", ".join(f"`{name}`" for name in TRAINING_ARGUMENT_NAMES if name not in own)
-    return "\n".join([*lines, "### Passed to transformers.TrainingArguments", "", passed])
+    return "\n".join([*lines, "## Passed to transformers.TrainingArguments", "", passed])
 
 
 def _plain(value: Any) -> str:
