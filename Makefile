@@ -3,7 +3,8 @@
 # make torture  try all of what `make test` samples, say how much that was, and write docs/architectures.md
 # make mutants  put deliberate defects into copies of the source, and look that each fails a test
 # make bench    measure speed and memory against PEFT, and write docs/performance.md (some 30 minutes)
-# make check    lint, format, types, docstrings
+# make check    lint, format, types, docstrings, pages
+# make docs     build the pages into docs/_build/html; a broken link or anchor between them is an error
 # make clean    remove .venv, caches and build output
 #
 # Each target builds .venv by itself when it is missing or out of date. Only wheels are installed: no compiler is needed.
@@ -22,7 +23,7 @@ IS_NEW_ENOUGH = import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 # Some machines forbid bytecode on disk. Then every process would compile torch and transformers anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test torture mutants check clean
+.PHONY: help demo bench test torture mutants check docs clean
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
@@ -54,6 +55,13 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/loraga
 	$(BIN)/pydoclint --quiet src/loraga
+	@$(MAKE) --no-print-directory docs
+
+# Anew each time: a page that has not changed may link to one that has. Links to other sites are not followed: they would
+# make the check depend on the network. It must not ask a hub either, when the reference imports the package.
+docs: export HF_HUB_OFFLINE = 1
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --conf-dir docs . docs/_build/html
 
 # 1. pip and setuptools first: setuptools then builds the project in place, with no download of its own.
 # 2. torch before the rest and without its dependencies, since an index of CPU builds need not hold those. The later steps
@@ -79,5 +87,5 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist docs/_build src/*.egg-info
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
