@@ -64,8 +64,8 @@ def estimate_gradients(
         progress: show a progress bar with the time left.
 
     Returns:
-        {layer: gradient} in the model's order, float32, on the layers' devices. A layer that no loss term depends on
-        is left out.
+        Each layer's gradient by its name, in the model's order, float32, on the layers' devices. A layer that no loss
+        term depends on is left out.
 
     Raises:
         BatchError: if the batches cannot be used.

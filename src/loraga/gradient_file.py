@@ -79,7 +79,7 @@ def load_gradients(path: str | os.PathLike[str], *, device: torch.device | str =
         device: where to put the factors.
 
     Returns:
-        {layer: gradient}.
+        Each layer's gradient by its name.
 
     Raises:
         GradientFileError: if the file is missing, of another kind, truncated, or has a changed bit.
