@@ -75,11 +75,18 @@ def main() -> None:
     if arguments.output:
         settings = {"defaults": DEFAULTS, "repeats": REPEATS}
         report("Growth", arguments.output / "growth.json", settings, [], growth=found)
-        figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
-        for panel, (name, curve) in zip(axes.flat, found.items(), strict=True):
-            panel.loglog(curve["values"], [s / curve["seconds"][0] for s in curve["seconds"]], marker="o")
-            panel.set(xlabel=name, ylabel="time over the first", title=f"{name}: exponent {curve['exponent']:.2f}")
-        figure.savefig(arguments.output / "growth.png", dpi=120)
+        draw(found, arguments.output / "growth.png")
+
+
+def draw(growth: dict[str, dict], path: Path) -> None:
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
+    for panel, (name, curve) in zip(axes.flat, growth.items(), strict=True):
+        panel.loglog(curve["values"], [s / curve["seconds"][0] for s in curve["seconds"]], marker="o")
+        panel.set(xlabel=name, ylabel="time over the first", title=f"{name}: exponent {curve['exponent']:.2f}")
+        panel.set_xticks(curve["values"], list(map(str, curve["values"])))
+        panel.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+        panel.minorticks_off()
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
