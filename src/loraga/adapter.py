@@ -40,6 +40,7 @@ from .adapter_directory import (
     split_recipe,
     write_plain_lora,
 )
+from .capture import input_embeddings
 from .checksum import tensor_checksum
 from .errors import OffsetError, SaveError
 from .files import staged_directory
@@ -84,8 +85,8 @@ class OffsetModel(PeftModel):
                 "path_initial_model_for_weight_conversion is not needed: what is saved already is a plain LoRA "
                 "for the original base; drop it"
             )
-        if save_embedding_layers == "auto" and not self._has_embeddings():
-            save_embedding_layers = False
+        if save_embedding_layers == "auto" and input_embeddings(self.get_base_model()) is None:
+            save_embedding_layers = False  # PEFT asks for them where the head is adapted
         save = partial(
             super().save_pretrained,
             selected_adapters=selected_adapters,
@@ -103,13 +104,6 @@ class OffsetModel(PeftModel):
             for adapter_name in selected_adapters or list(self.peft_config):
                 directory = staging if adapter_name == "default" else staging / adapter_name
                 self._make_plain(adapter_name, directory)
-
-    def _has_embeddings(self) -> bool:
-        """Whether the base model names its embeddings, which PEFT asks it for where the head is adapted."""
-        try:
-            return cast("Any", self.get_base_model()).get_input_embeddings() is not None
-        except (NotImplementedError, AttributeError):  # some speech models have none
-            return False
 
     def _make_plain(self, adapter_name: str, directory: Path) -> None:
         require_original_weights(directory, lora_layers(self, adapter_name))

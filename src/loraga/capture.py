@@ -62,7 +62,7 @@ def capture(model: nn.Module, layers: Mapping[str, nn.Module], receiver: Receive
     counter = CallCounter()
     handles: list[RemovableHandle] = []
     try:
-        embeddings = _input_embeddings(model)
+        embeddings = input_embeddings(model)
         if embeddings is not None:
             handles.append(embeddings.register_forward_hook(_require_output_gradient))
         for name, layer in layers.items():
@@ -146,7 +146,8 @@ def _require_output_gradient(module: nn.Module, args: tuple[Any, ...], output: A
     return output.detach().requires_grad_(True).clone()  # a copy, because a leaf cannot be written in place
 
 
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The module that a transformers model names as its input embeddings; None where it has none."""
     get = getattr(model, "get_input_embeddings", None)
     if get is None:
         return None
