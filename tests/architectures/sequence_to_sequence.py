@@ -18,7 +18,7 @@ T5 = {
     "pad_token_id": 0,
     "eos_token_id": 2,
 }
-BART = {
+ENCODER_AND_DECODER = {
     "vocab_size": VOCABULARY,
     "d_model": 32,
     "encoder_layers": 1,
@@ -27,8 +27,11 @@ BART = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 40,
     "decoder_ffn_dim": 40,
-    "max_position_embeddings": 64,
     "dropout": 0.1,
+}
+BART = {
+    **ENCODER_AND_DECODER,
+    "max_position_embeddings": 64,
     "decoder_start_token_id": 2,
     "forced_eos_token_id": None,
     **SPECIAL,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from .decoders import TEXT
-from .kinds import CLASSES, VOCABULARY, Architecture, Batch, classes, tokens
+from .kinds import CLASSES, Architecture, Batch, classes, tokens
+from .sequence_to_sequence import ENCODER_AND_DECODER
 
 WAV2VEC2 = {
     **TEXT,
@@ -52,14 +53,7 @@ ARCHITECTURES = {
     "Whisper": Architecture(
         "WhisperForConditionalGeneration",
         {
-            "vocab_size": VOCABULARY,
-            "d_model": 32,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "encoder_attention_heads": 4,
-            "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 40,
-            "decoder_ffn_dim": 40,
+            **ENCODER_AND_DECODER,
             "num_mel_bins": 8,
             "max_source_positions": 20,
             "max_target_positions": 16,
@@ -67,7 +61,6 @@ ARCHITECTURES = {
             "eos_token_id": 2,
             "pad_token_id": 0,
             "decoder_start_token_id": 1,
-            "dropout": 0.1,
         },
         spectrogram_batch,
     ),
