@@ -16,8 +16,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
-from peft.tuners.lora import preprocess_loraga
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loraga
@@ -25,9 +24,9 @@ from loraga.layers import lora_layers
 from loraga.report import first_step
 from loraga.scheme import Factors
 from residual import autograd_gradients, text_batches
+from subjects import TARGETS, lora, start_with_peft
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LORA = {"r": 8, "lora_alpha": 16, "use_rslora": True, "target_modules": TARGETS}
+RANK = 8
 LOSS_SCALES = (1e-3, 1.0, 1e3)
 
 
@@ -35,21 +34,12 @@ def fresh(path: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval().requires_grad_(False)
 
 
-def start_with_peft(path: Path, batches, scale: float) -> PeftModel:
-    """PEFT's documented way: a callback that runs the backward passes, then get_peft_model."""
-    model = fresh(path)
-    config = LoraConfig(init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig(), **LORA)
-
-    def train_step() -> None:
-        for batch in batches:
-            (scale * model(**batch).loss).backward()
-
-    preprocess_loraga(model, config, train_step)
-    return get_peft_model(model, config)
+def with_peft(path: Path, batches, scale: float) -> PeftModel:
+    return start_with_peft(fresh(path), batches, RANK, scale)
 
 
-def start_with_loraga(path: Path, batches, scale: float) -> PeftModel:
-    model = get_peft_model(fresh(path), LoraConfig(**LORA))
+def with_loraga(path: Path, batches, scale: float) -> PeftModel:
+    model = get_peft_model(fresh(path), lora(RANK))
     loraga.initialize(model, batches, loss=lambda m, b: scale * m(**b).loss, progress=False)
     return model
 
@@ -134,11 +124,26 @@ def main() -> None:
     del model
     rows = {
         name: measure(name, start, arguments.model, batches, exact, base_logits)
-        for name, start in (("peft", start_with_peft), ("loraga", start_with_loraga))
+        for name, start in (("peft", with_peft), ("loraga", with_loraga))
     }
     if arguments.output:
         settings = {key: getattr(arguments, key) for key in ("batches", "rows", "length")}
-        arguments.output.write_text(json.dumps({"settings": {**settings, **LORA}, **rows}, indent=2) + "\n")
+        arguments.output.write_text(
+            json.dumps(
+                {
+                    "settings": {
+                        **settings,
+                        "r": RANK,
+                        "lora_alpha": 16,
+                        "use_rslora": True,
+                        "target_modules": TARGETS,
+                    },
+                    **rows,
+                },
+                indent=2,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -64,13 +64,13 @@ def start_with_loraga(model: PeftModel, batches: list[Batch], **settings: object
     loraga.initialize(model, batches, num_batches=None, progress=False, **settings)
 
 
-def start_with_peft(model: torch.nn.Module, batches: list[Batch], rank: int) -> PeftModel:
+def start_with_peft(model: torch.nn.Module, batches: list[Batch], rank: int, loss_scale: float = 1.0) -> PeftModel:
     """PEFT's documented way: a callback that runs the backward passes, then get_peft_model."""
     config = lora(rank, init_lora_weights="lora_ga", lora_ga_config=LoraGAConfig())
 
     def train_step() -> None:
         for batch in batches:
-            model(**batch).loss.backward()
+            (loss_scale * model(**batch).loss).backward()
 
     preprocess_loraga(model, config, train_step)
     return get_peft_model(model, config)
