@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace, case: str) -> int:
             step = stepper(adapted.train(), batch)
             return peak_above_start(lambda: [step(None) for _ in range(2)])
         return peak_above_start(lambda: start_with_loraga(adapted, batches))
-    given = subject(arguments, int(count), 4, 128)
+    given = subject(arguments, int(count), 1, 256)
     if kind == "yardstick":
         model = given.adapted(8)
         return peak_above_start(lambda: forward_and_backward(model, given.batches))

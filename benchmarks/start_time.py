@@ -8,8 +8,10 @@ Run from a checkout:
 
 from __future__ import annotations
 
-from pairs import Case, in_turn, ratio, report
+from pairs import Case, Ratio, in_turn, ratio, report
 from subjects import (
+    Batch,
+    Subject,
     forward_and_backward,
     parser,
     start_with_eva,
@@ -18,64 +20,61 @@ from subjects import (
     subject,
 )
 
-YARDSTICK = "forward and backward of LoRA"
 BATCHES, ROWS, LENGTH = 8, 4, 128
+YARDSTICK, PEFT = "forward and backward of LoRA", "PEFT's lora_ga"
+BOUNDS = {8: 1.15, 32: 1.4}  # of the yardstick, by rank
 
 
 def main() -> None:
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--rounds", type=int, default=5)
-    arguments_of.add_argument("--rivals", nargs="*", default=["peft", "eva", "exact"], choices=["peft", "eva", "exact"])
     arguments = arguments_of.parse_args()
     given = subject(arguments, BATCHES, ROWS, LENGTH)
-    few = given.batches[:1]
-    trained = given.adapted(8)
-
-    def start(batches, rank, **settings):
-        return Case(lambda model: start_with_loraga(model, batches, **settings), lambda: given.adapted(rank))
-
-    ours = {
-        YARDSTICK: Case(lambda _: forward_and_backward(trained, given.batches)),
-        "initialize, r=8": start(given.batches, 8),
-        "initialize, r=32": start(given.batches, 32),
-    }
-    if "peft" in arguments.rivals:
-        for rank in (8, 32):
-            ours[f"PEFT's lora_ga, r={rank}"] = Case(
-                lambda model, r=rank: start_with_peft(model, given.batches, r), given.base
-            )
-    seconds = in_turn(ours, arguments.rounds)
-    ratios = [
-        ratio(seconds, "initialize, r=8", YARDSTICK, 1.15),
-        ratio(seconds, "initialize, r=32", YARDSTICK, 1.4),
+    seconds = in_turn(
+        {name: case for rank in BOUNDS for name, case in cases_of(given, rank).items()}, arguments.rounds
+    ) | in_turn(few_batches(given), arguments.rounds)
+    ratios = [one for rank, bound in BOUNDS.items() for one in ratios_of(seconds, rank, bound)] + [
+        ratio(seconds, "initialize, one micro-batch", "Algorithm 1, one micro-batch"),
+        ratio(seconds, "initialize, one micro-batch", "EVA, one micro-batch"),
+        ratio(seconds, "initialize, two micro-batches", "Algorithm 2, two micro-batches"),
     ]
-    if "peft" in arguments.rivals:
-        for rank in (8, 32):
-            ratios.append(ratio(seconds, f"PEFT's lora_ga, r={rank}", YARDSTICK))
-            ratios.append(ratio(seconds, f"initialize, r={rank}", f"PEFT's lora_ga, r={rank}", 1.0))
-
-    # one micro-batch: Algorithm 1 is for one, and EVA goes over its data until it settles
-    one = {
-        "initialize, one micro-batch": start(few, 8),
-        "Algorithm 1, one micro-batch": start(few, 8, estimator="exact"),
-        "EVA, one micro-batch": Case(lambda model: start_with_eva(model, few, 8), given.base),
-    }
-    two = {
-        "initialize, two micro-batches": start(given.batches[:2], 8),
-        "Algorithm 2, two micro-batches": start(given.batches[:2], 8, estimator="exact"),
-    }
-    if "eva" not in arguments.rivals:
-        del one["EVA, one micro-batch"]
-    if arguments.rivals:
-        first, second = in_turn(one, arguments.rounds), in_turn(two, arguments.rounds)
-        seconds |= first | second
-        ratios.append(ratio(first, "initialize, one micro-batch", "Algorithm 1, one micro-batch"))
-        ratios.append(ratio(second, "initialize, two micro-batches", "Algorithm 2, two micro-batches"))
-        if "eva" in arguments.rivals:
-            ratios.append(ratio(first, "initialize, one micro-batch", "EVA, one micro-batch"))
     path = arguments.output / "start_time.json" if arguments.output else None
     settings = {"micro_batches": BATCHES, "rows": ROWS, "length": LENGTH, "rounds": arguments.rounds}
     report("Time of a start", path, settings, ratios, seconds=seconds)
+
+
+def cases_of(given: Subject, rank: int) -> dict[str, Case]:
+    trained = given.adapted(rank)
+    return {
+        f"{YARDSTICK}, r={rank}": Case(lambda _: forward_and_backward(trained, given.batches)),
+        f"initialize, r={rank}": start(given, given.batches, rank),
+        f"{PEFT}, r={rank}": Case(lambda model: start_with_peft(model, given.batches, rank), given.base),
+    }
+
+
+def ratios_of(seconds: dict[str, list[float]], rank: int, bound: float) -> list[Ratio]:
+    yardstick, ours, peft = (f"{name}, r={rank}" for name in (YARDSTICK, "initialize", PEFT))
+    return [
+        ratio(seconds, ours, yardstick, bound),
+        ratio(seconds, peft, yardstick),
+        ratio(seconds, ours, peft, 1.0),
+    ]
+
+
+def few_batches(given: Subject) -> dict[str, Case]:
+    """Rivals made for one micro-batch (Algorithm 1), slow ones (2), and EVA, which repeats its data until it settles."""
+    one, two = given.batches[:1], given.batches[:2]
+    return {
+        "initialize, one micro-batch": start(given, one, 8),
+        "Algorithm 1, one micro-batch": start(given, one, 8, estimator="exact"),
+        "EVA, one micro-batch": Case(lambda model: start_with_eva(model, one, 8), given.base),
+        "initialize, two micro-batches": start(given, two, 8),
+        "Algorithm 2, two micro-batches": start(given, two, 8, estimator="exact"),
+    }
+
+
+def start(given: Subject, batches: list[Batch], rank: int, **settings: object) -> Case:
+    return Case(lambda model: start_with_loraga(model, batches, **settings), lambda: given.adapted(rank))
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_a_held_matrix_whose_triplets_are_sought_is_near_the_optimum_and_knows_i
     batches = micro_batches(planted(*shape), 8, tokens=16, noise=0.5)
     matrix = dense_sum(batches)
     gradient = hold_and_seek(batches, columns=8)
-    assert residual_over_optimum(gradient, matrix) <= 1.002
+    assert residual_over_optimum(gradient, matrix) <= 1.01
     assert gradient.tail == pytest.approx(float((matrix - dense(gradient)).norm()), rel=1e-4)
 
 

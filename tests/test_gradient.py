@@ -16,6 +16,7 @@ from loraga.gradient import (
     Product,
     factor_matrix,
     factor_product,
+    factor_projection,
     factor_sum,
     layer_generator,
     leading_directions,
@@ -151,6 +152,21 @@ def test_factor_product_repeats_bit_for_bit():
     left, right = (gradient.U * gradient.S).float(), gradient.Vh.float()
     one, two = factor_product(left, right, 1), factor_product(left.clone(), right.clone(), 1)
     assert all(torch.equal(a, b) for a, b in ((one.U, two.U), (one.S, two.S), (one.Vh, two.Vh)))
+
+
+@given(gradients(), st.integers(1, 40), seeds)
+def test_factor_projection_agrees_with_the_float64_decomposition(gradient, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    d_out, d_in = gradient.matrix.shape
+    width = min(width, d_in, d_out)
+    right = torch.linalg.qr(torch.randn(d_in, width, generator=generator)).Q.T
+    left = gradient.matrix.float() @ right.T
+    factored, reference = factor_projection(Product(left, right), 3), reference_svd(left.double() @ right.double())
+    assert_factors_well_formed(factored, width)
+    unit = max(largest(left), 1e-30)
+    assert float((factored.S - reference.S[:width]).abs().max()) <= ROUNDING * unit
+    assert_close(dense(factored), left.double() @ right.double(), ROUNDING * unit * math.sqrt(width))
+    assert (factored.tail, factored.loss_terms) == (0.0, 3.0)
 
 
 # ---- implicit sums

@@ -20,7 +20,7 @@ from .gradient import (
     Matrix,
     Product,
     factor_matrix,
-    factor_product,
+    factor_projection,
     factor_sum,
     leading_directions,
     project_sum,
@@ -28,7 +28,6 @@ from .gradient import (
     require_finite,
 )
 
-MATRIX_ITERATIONS = 1  # with one, the residual of a held matrix is within 0.1 % of the optimum on real models
 # from 64 columns on, merging into the factors of a layer of up to 4 MiB takes longer than forming its gradient
 NARROW_ENTRIES = 2**20
 MANY_COLUMNS = 64
@@ -75,8 +74,13 @@ class FactorAccumulator:
         if self._kept is not None:
             sketch = sketch + self._kept.times(directions)
             summands.append(self._kept)
-        self._kept = project_sum(summands, sketch, self._iterations)
-        self._probed = probed.clone() if self._probed is None else self._probed + probed
+        found = project_sum(summands, sketch, self._iterations)
+        if self._kept is None or self._probed is None or self._kept.left.shape != found.left.shape:
+            self._kept, self._probed = found, probed.clone()
+        else:  # in place: factors allocated anew among a pass's activations leave the heap full of holes
+            self._kept.left.copy_(found.left)
+            self._kept.right.copy_(found.right)
+            self._probed.add_(probed)
 
     def _directions(self, call: Product) -> Tensor:
         """The leading right vectors kept so far, and random ones up to k + OVERSAMPLING."""
@@ -94,7 +98,8 @@ class FactorAccumulator:
         assert self._kept is not None
         assert self._probes is not None
         assert self._probed is not None
-        found = factor_product(self._kept.left / loss_terms, self._kept.right, loss_terms).truncate(self._columns)
+        mean = replace(self._kept, left=self._kept.left / loss_terms)
+        found = factor_projection(mean, loss_terms).truncate(self._columns)
         seen = found.U @ (found.S[:, None] * (found.Vh @ self._probes))
         left_out = self._probed / loss_terms - seen
         return replace(found, tail=float(torch.linalg.matrix_norm(left_out, dtype=torch.float64)) / math.sqrt(PROBES))
@@ -134,9 +139,9 @@ class MatrixAccumulator:
         if self._generator is None or 2 * sought >= min(mean.shape):
             return factor_matrix(mean, loss_terms).truncate(self._columns)
         directions = random_directions(mean.shape[1], sought, self._generator, mean.device)
-        found = factor_sum([Matrix(mean)], mean @ directions, loss_terms, MATRIX_ITERATIONS).truncate(self._columns)
-        left_out = torch.linalg.matrix_norm(mean.double()) ** 2 - torch.linalg.vector_norm(found.S.double()) ** 2
-        return replace(found, tail=math.sqrt(max(0.0, float(left_out))))
+        found = factor_sum([Matrix(mean)], mean @ directions, loss_terms).truncate(self._columns)
+        left_out = mean.addmm_(found.U * found.S, found.Vh, alpha=-1)  # the difference of squared norms would cancel
+        return replace(found, tail=float(torch.linalg.vector_norm(left_out, dtype=torch.float64)))
 
 
 def holds_matrix(d_out: int, d_in: int, columns: int) -> bool:

@@ -171,6 +171,21 @@ def factor_product(left: Tensor, right: Tensor, loss_terms: float) -> LowRankGra
     return _with_fixed_signs(left_basis @ U, S, Vh @ right_basis.T, loss_terms)
 
 
+def factor_projection(projected: Product, loss_terms: float) -> LowRankGradient:
+    """Factors what `project_sum` gave, whose right factor has orthonormal rows already.
+
+    Args:
+        projected: the projection, (d_out, w) times (w, d_in); its scale is 1.
+        loss_terms: number of loss terms that it is the mean over.
+
+    Returns:
+        All its w singular triplets.
+    """
+    basis, core = torch.linalg.qr(projected.left)  # (d_out, w), (w, w)
+    U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+    return _with_fixed_signs(basis @ U, S, Vh @ projected.right, loss_terms)
+
+
 class Summand(Protocol):
     """One (d_out, d_in) matrix of a sum, known by its products with thin matrices."""
 
@@ -230,8 +245,7 @@ def factor_sum(summands: Sequence[Summand], sketch: Tensor, loss_terms: float, i
     Raises:
         GradientError: if the sum is not finite.
     """
-    projected = project_sum(summands, sketch, iterations)
-    return factor_product(projected.left, projected.right, loss_terms)
+    return factor_projection(project_sum(summands, sketch, iterations), loss_terms)
 
 
 def project_sum(summands: Sequence[Summand], sketch: Tensor, iterations: int = 0) -> Product:
@@ -251,13 +265,12 @@ def project_sum(summands: Sequence[Summand], sketch: Tensor, iterations: int = 0
     Raises:
         GradientError: if the sum is not finite.
     """
-    require_finite(sketch)  # a NaN or an infinity anywhere in a summand reaches every product with it
     basis = _orthonormal(sketch)  # (d_out, w)
     for _ in range(iterations):
         basis = _orthonormal(times(summands, _orthonormal(transpose_times(summands, basis))))
     right_basis = _orthonormal(transpose_times(summands, basis))  # (d_in, w)
     left = times(summands, right_basis)  # (d_out, w)
-    require_finite(left)  # products of finite numbers may overflow
+    require_finite(left)  # a NaN or an infinity anywhere in a summand reaches every product with it
     return Product(left, right_basis.T)
 
 
