@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SCRIPTS = ("start_time", "start_memory", "step_time", "files_time", "residual_time", "growth")
+RATIOS_OF = ("start_time", "start_memory", "step_time", "files_time")
+SCRIPTS = (*RATIOS_OF, "start_parts", "residual_time", "growth")
 INTRODUCTION = """# Performance
 
 Written by `make bench` from `benchmarks/results/*.json`. Absolute times mean little: each figure is a ratio of two
@@ -44,7 +45,8 @@ def page(results: Path) -> str:
     read = {script: json.loads((results / f"{script}.json").read_text()) for script in SCRIPTS}
     parts = [
         INTRODUCTION,
-        *(section(script, read[script]) for script in SCRIPTS[:4]),
+        *(section(script, read[script]) for script in RATIOS_OF),
+        parts_section(read["start_parts"]),
         f"## What a nearer result costs\n\n{residual_table(read['residual_time']['rows'])}",
         "![residual against time](../benchmarks/results/residual_time.png)",
         f"## Growth\n\n{growth_table(read['growth']['growth'])}",
@@ -55,6 +57,11 @@ def page(results: Path) -> str:
 
 def section(script: str, read: dict[str, Any]) -> str:
     return f"## {read['title']}\n\n{settings(script, read)}\n\n{table(RATIOS, map(ratio_cells, read['ratios']))}"
+
+
+def parts_section(read: dict[str, Any]) -> str:
+    listed = settings("start_parts", read)
+    return f"## {read['title']}\n\nOver the yardstick of the same rank. {listed}\n\n{parts_table(read['parts'])}"
 
 
 def settings(script: str, read: dict[str, Any]) -> str:
@@ -74,6 +81,13 @@ def ratio_cells(row: dict[str, Any]) -> tuple[str, ...]:
     bound = "" if row["bound"] is None else f"{row['bound']:g}, {'kept' if row['kept'] else '**not kept**'}"
     spread = f"{min(row['values']):.2f} to {max(row['values']):.2f}"
     return row["what"], row["of"], f"{row['median']:.2f}", spread, str(len(row["values"])), bound
+
+
+def parts_table(parts: dict[str, dict[str, float]]) -> str:
+    names = list(next(iter(parts.values())))
+    rows = [(name, *(f"{shares[name]:.2f}" for shares in parts.values())) for name in names]
+    total = ("together", *(f"{sum(shares.values()):.2f}" for shares in parts.values()))
+    return table(("part", *(f"r={rank}" for rank in parts)), [*rows, total])
 
 
 def residual_table(rows: list[dict[str, Any]]) -> str:

@@ -33,13 +33,13 @@ def shaped(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     if name == "T5-base":
         config = transformers.T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12, decoder_start_token_id=0)
-        ids = torch.randint(1, 32_000, (8, 128), generator=generator)
+        ids = torch.randint(1, 32_000, (4, 64), generator=generator)
         return transformers.T5ForConditionalGeneration(config), {"input_ids": ids, "labels": ids[:, :16].clone()}
     # Llama 2 7B's layers at half of its width, four of them
     config = transformers.LlamaConfig(
         hidden_size=2048, intermediate_size=5504, num_hidden_layers=4, num_attention_heads=16
     )
-    ids = torch.randint(1, 32_000, (2, 256), generator=generator)
+    ids = torch.randint(1, 32_000, (2, 128), generator=generator)
     return transformers.LlamaForCausalLM(config), {"input_ids": ids, "labels": ids.clone()}
 
 

@@ -62,7 +62,7 @@ def ratios_of(seconds: dict[str, list[float]], rank: int, bound: float) -> list[
 
 
 def few_batches(given: Subject) -> dict[str, Case]:
-    """Rivals made for one micro-batch (Algorithm 1), slow ones (2), and EVA, which repeats its data until it settles."""
+    """Algorithm 1 is made for one micro-batch, Algorithm 2 is slow, and EVA repeats its data until it settles."""
     one, two = given.batches[:1], given.batches[:2]
     return {
         "initialize, one micro-batch": start(given, one, 8),

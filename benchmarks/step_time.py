@@ -30,7 +30,7 @@ def stepper(model, batch):
 
 def main() -> None:
     arguments_of = parser(__doc__)
-    arguments_of.add_argument("--rounds", type=int, default=15)
+    arguments_of.add_argument("--rounds", type=int, default=9)
     arguments = arguments_of.parse_args()
     given = subject(arguments, 2, 4, 128)
     gradients_of = given.batches[:1]
