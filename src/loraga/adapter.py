@@ -46,6 +46,7 @@ from .errors import OffsetError, SaveError
 from .files import staged_directory
 from .layers import base_layer, lora_layers, require_unmerged
 from .layout import SplitRecipe, join, offset_key, split
+from .merging import SetAside
 from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
 from .undo import as_it_was_on_error, same_configs_on_error
 
@@ -61,6 +62,7 @@ class OffsetModel(PeftModel):
 
     _loraga_reports: dict[str, dict[str, Any]]  # JSON data, made here or loaded with the adapter
     _loraga_originals: dict[str, torch.Tensor]
+    _loraga_unmerged: SetAside
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -133,7 +135,10 @@ class OffsetModel(PeftModel):
             require_readable(directory)
         recipe, report = read_recipe(directory), read_report(directory)
         if adapter_name in self.peft_config:
-            require_unmerged(lora_layers(self, adapter_name))
+            layers = lora_layers(self, adapter_name)
+            require_unmerged(layers)
+            if any(has_offset(layer, adapter_name) for layer in layers.values()):
+                logger.info("adapter %s: its start and factors give way to those of %s", adapter_name, directory)
             # resuming: PEFT would make half-precision factors float32
             kwargs.setdefault("autocast_adapter_dtype", False)
         with as_it_was_on_error(self, self._tensors_of(adapter_name)):
@@ -255,6 +260,17 @@ class OffsetModel(PeftModel):
             self._restore_original_weights("unload()")
         return cast("Any", self.base_model).unload(*args, **kwargs)
 
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Merges adapters into the base weights, whose copies wait on the CPU for `unmerge_adapter`."""
+        self._loraga_unmerged.keep(module for module in self.modules() if isinstance(module, LoraLayer))
+        cast("Any", self.base_model).merge_adapter(*args, **kwargs)
+        self._loraga_unmerged.forget_unmerged()
+
+    def unmerge_adapter(self) -> None:
+        """Gives the base weights back bit for bit."""
+        cast("Any", self.base_model).unmerge_adapter()
+        self._loraga_unmerged.give_back()
+
     def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:
         """Refuses adapters with an offset: PEFT's weighted sums read lora_A and lora_B alone."""
         for name in adapters:
@@ -334,7 +350,7 @@ def carry(model: PeftModel) -> OffsetModel:
     if not isinstance(model, OffsetModel):
         model.__class__ = _subclass(type(model))
         carried = cast("OffsetModel", model)
-        carried._loraga_reports, carried._loraga_originals = {}, {}
+        carried._loraga_reports, carried._loraga_originals, carried._loraga_unmerged = {}, {}, SetAside()
     return cast("OffsetModel", model)
 
 
@@ -350,7 +366,7 @@ def uncarry(model: PeftModel, adapter_name: str) -> None:
     model._loraga_reports.pop(adapter_name, None)
     carried = any(has_offset(layer, name) for name in model.peft_config for layer in lora_layers(model, name).values())
     if not carried and not model._loraga_reports:
-        del model._loraga_reports, model._loraga_originals
+        del model._loraga_reports, model._loraga_originals, model._loraga_unmerged
         model.__class__ = type(model).__mro__[2]
 
 
