@@ -38,6 +38,7 @@ __all__ = [
     "estimate_gradients",
     "export",
     "initialize",
+    "initialize_trainer",
     "load",
     "load_gradients",
     "newest_complete_checkpoint",
@@ -55,6 +56,7 @@ _MODULES = {
     "estimate_gradients": "estimate",
     "export": "exporting",
     "initialize": "initialization",
+    "initialize_trainer": "trainer",
     "load": "exporting",
     "load_gradients": "gradient_file",
     "newest_complete_checkpoint": "checkpoint",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:  # type checkers read these lines instead of `_MODULES`, and r
     from .initialization import initialize
     from .learning_rate import SuggestedRate, suggest_learning_rate
     from .report import LayerReport, Report
+    from .trainer import initialize_trainer
 else:
 
     def __getattr__(name: str) -> object:

@@ -142,7 +142,7 @@ def adapters_disabled(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    switches = _switches(model)
+    switches = adapter_switches(model)
     before = [module._disable_adapters for module in switches]
     try:
         for module in switches:
@@ -164,7 +164,7 @@ def only_adapter(model: PeftModel, adapter_name: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    switches = _switches(model)
+    switches = adapter_switches(model)
     before = [(module._active_adapter, module._disable_adapters) for module in switches]
     try:
         for module in switches:
@@ -175,7 +175,7 @@ def only_adapter(model: PeftModel, adapter_name: str) -> Iterator[None]:
             module._active_adapter, module._disable_adapters = active, disabled
 
 
-def _switches(model: nn.Module) -> list[Any]:
+def adapter_switches(model: nn.Module) -> list[Any]:
     """The modules by which adapters are switched: PEFT's layers, and its wrappers of fully trained modules."""
     return [module for module in model.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 

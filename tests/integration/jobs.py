@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -232,6 +233,56 @@ def distributed(rank: int, rendezvous: str, output: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     write(adapter_state(model), f"{output}.{rank}")
+    dist.destroy_process_group()
+
+
+def initialize_trainer(rank: int, port: int, output: str, wrapped: bool) -> None:
+    """One of two processes of a run of Trainer, started from both processes' batches."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from torch import distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    import loraga
+    from tests.integration.trainers import TRAINERS
+
+    kind = TRAINERS["Trainer"]
+    model = kind.peft_model(lora_dropout=0.0, r=8)  # at this rank the factors of a gradient hold all of it
+    trainer = kind.make(f"{output}.run", model, max_steps=2, save_strategy="no")
+    assert trainer.accelerator.num_processes == 2
+    if wrapped:
+        trainer.model_wrapped = DistributedDataParallel(trainer.model)
+    seen: dict[str, Any] = {}
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            seen.setdefault("start", adapter_state(model))
+
+    report = loraga.initialize_trainer(trainer, 2, progress=False)
+    assert (report is None) == wrapped
+    trainer.add_callback(Watch())
+    trainer.train()
+    write(seen["start"], f"{output}.start.{rank}")
+    write(adapter_state(trainer.model), f"{output}.end.{rank}")
+    dist.destroy_process_group()
+
+
+def sharded_trainer(rank: int, port: int, output: str) -> None:
+    """One of two processes whose model FSDP has sharded before `initialize_trainer`."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from torch import distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    import loraga
+    from tests.integration.trainers import TRAINERS
+
+    trainer = TRAINERS["Trainer"].make(output)
+    fully_shard(trainer.model)
+    try:
+        loraga.initialize_trainer(trainer, 2, progress=False)
+    except loraga.AdapterError as error:
+        Path(f"{output}.{rank}").write_text(str(error))
     dist.destroy_process_group()
 
 
