@@ -12,17 +12,16 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import KasaConfig
-from peft.tuners.lora.loraga import preprocess_loraga
 from safetensors.torch import load_file, save_file
 
 import loraga
 from loraga.adapter_kind import inspect_adapter
 from loraga.errors import SaveError
-from tests.models import batches, build, logits, relative_difference, train, with_lora
+from tests import foreign
+from tests.foreign import CONFIG, WEIGHTS, edit, peft_lora_ga
+from tests.models import batches, build, logits, train, with_lora
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SAME, OTHER = 1e-5, 1e-2
 PEFT_SAYS = pytest.mark.filterwarnings(
     "ignore:Full backward hook is firing:UserWarning",  # PEFT's own hooks, on a model whose inputs need no gradient
@@ -42,37 +41,7 @@ def data():
 
 def distance(directory, trained, data):
     """How far plain PEFT's logits on a fresh original base are from the trained model's."""
-    loaded = PeftModel.from_pretrained(build("Llama"), str(directory)).eval()
-    return relative_difference(logits(loaded, data[0]), trained)
-
-
-def peft_lora_ga(data, **settings):
-    """PEFT's own LoRA-GA; the loss is scaled since PEFT's start is proportional to the gradient."""
-    base = build("Llama")
-    config = LoraConfig(
-        **{
-            "r": 2,
-            "lora_alpha": 4,
-            "target_modules": ["q_proj", "v_proj", "down_proj"],
-            "init_lora_weights": "lora_ga",
-            "lora_ga_config": LoraGAConfig(),
-            **settings,
-        }
-    )
-
-    def train_step():
-        for batch in data:
-            (30 * base(**batch).loss).backward()
-
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        preprocess_loraga(base, config, train_step)
-        return get_peft_model(base, config).eval()
-
-
-def edit(directory, **changes):
-    path = directory / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return foreign.distance(directory, trained, data[0])
 
 
 def cut(path, bytes_left):
@@ -172,8 +141,10 @@ def test_pefts_lora_ga_as_trained_does_not_load_as_it_is(peft_saves, data, rslor
     path, trained = peft_saves(use_rslora=rslora)
     found = inspect_adapter(path / "as_trained")
     assert (found.kind, found.loads_as_it_is, found.ranks) == ("peft_lora_ga", False, (2,))
+    assert (found.base, found.loraga_loads) == ("changed", False)
     assert "W0 - eta B0 A0" in found.why
     assert "path_initial_model_for_weight_conversion" in found.remedy
+    assert "`loraga export` makes a plain LoRA of it with --initial" in found.remedy
     assert distance(path / "as_trained", trained, data) > OTHER
 
 

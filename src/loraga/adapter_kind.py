@@ -28,15 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PLAIN, OURS, PEFT, AUTHORS, OTHER = "plain_lora", "loraga", "peft_lora_ga", "authors_lora_ga", "other"
+# the base weights that the factors are for: the original ones; those less a start, which the files do not hold; those
+# less a start that PEFT computes again on loading; quantised ones; or not known
+ORIGINAL, CHANGED, RECOMPUTED, QUANTISED, UNKNOWN = "original", "changed", "recomputed", "quantised", "unknown"
 
 UNCHANGED_BASE = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 AUTHORS_KEYS = {"bsz", "iters", "stable_gamma"}
 START_FOLDERS = ("init_lora_checkpoint", "initial_model")  # the authors' code, ms-swift
 
-STACK = (
-    "stack A over A0 and B beside -B0, double r and lora_alpha (under rslora lora_alpha times the root of 2), and set "
-    "init_lora_weights to true"
+RESCUE = (
+    "`loraga export` makes a plain LoRA of it with --initial and the adapter that was saved before training{beside}, "
+    "or with --changed-base and the base model that it was trained on (loraga.load: initial=, changed_base=)"
 )
+IRREPARABLE = "; without either it cannot be repaired"
 
 PICKLE_REMEDY = "if you trust who made it, load it with PEFT and save it again, which writes safetensors"
 
@@ -51,8 +55,11 @@ class AdapterKind:
         title: the same in words.
         loads_as_it_is: whether `PeftModel.from_pretrained` on the original base gives the trained function; False also
             where the files do not show it.
+        loraga_loads: whether `loraga.load` does, from these files alone.
+        base: the weights that the factors are for: "original", "changed", "recomputed", "quantised" or "unknown".
         why: the reason, one sentence.
         remedy: what to do, one sentence; empty where nothing needs doing.
+        obstacle: what keeps any loader from getting all of it; empty if nothing does.
         ranks: distinct ranks on disk, rising.
         trained_ranks: distinct ranks that were trained: half of those on disk where a start is stored with them.
         alpha: lora_alpha; None where the config has none.
@@ -67,8 +74,11 @@ class AdapterKind:
     kind: str
     title: str
     loads_as_it_is: bool
+    loraga_loads: bool
+    base: str
     why: str
     remedy: str
+    obstacle: str
     ranks: tuple[int, ...]
     trained_ranks: tuple[int, ...]
     alpha: float | None
@@ -108,8 +118,11 @@ def inspect_adapter(directory: str | os.PathLike[str]) -> AdapterKind:
         kind=verdict.kind,
         title=verdict.title,
         loads_as_it_is=verdict.loads and obstacle is None,
+        loraga_loads=(verdict.loads or (verdict.kind == AUTHORS and verdict.base == ORIGINAL)) and obstacle is None,
+        base=verdict.base,
         why=why,
         remedy=remedy,
+        obstacle=obstacle[0] if obstacle else "",
         ranks=found.distinct_ranks,
         trained_ranks=verdict.trained_ranks or found.distinct_ranks,
         alpha=found.alpha,
@@ -130,6 +143,7 @@ class _Verdict:
     loads: bool
     why: str
     remedy: str = ""
+    base: str = ORIGINAL
     trained_ranks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -146,8 +160,8 @@ def _authors(found: AdapterFiles) -> _Verdict | None:
             loads=False,
             why="it was saved as it was trained, for base weights that its start was subtracted from: on the original "
             "base they give another function, or stock PEFT refuses its config",
-            remedy=f"with the start that save_loraga_model_init wrote{_start_folder(found.path)}, {STACK}, and "
-            "peft_type to LORA; without that start it cannot be repaired",
+            remedy=RESCUE.format(beside=_start_folder(found.path)) + IRREPARABLE,
+            base=CHANGED,
         )
     whys, repairs = [], []
     if unknown_type:
@@ -156,12 +170,18 @@ def _authors(found: AdapterFiles) -> _Verdict | None:
     if found.rslora and found.has_whole_alpha:
         whys.append("the authors' conversion doubles lora_alpha under rslora too, which makes the scaling 1.41 times")
         repairs.append(f"divide lora_alpha by the root of 2 (to {(found.alpha or 0) / math.sqrt(2):.10g})")
+    if found.config.get("rank_pattern") or found.config.get("alpha_pattern"):
+        whys.append("the authors' conversion leaves rank_pattern and alpha_pattern as they were before it")
+        repairs.append("double the values of rank_pattern and alpha_pattern")
     return _Verdict(
         AUTHORS,
         "LoRA-GA adapter of the authors' code, converted to plain LoRA",
         loads=not whys,
         why=", and ".join(whys) or "it is a plain LoRA for the original base, with the authors' settings left in it",
-        remedy=f"{' and '.join(repairs)} in {CONFIG}; the weights are for the original base" if repairs else "",
+        remedy=f"{' and '.join(repairs)} in {CONFIG}, or let `loraga export` write it as a plain LoRA; the weights are "
+        "for the original base"
+        if repairs
+        else "",
         trained_ranks=found.half_ranks,
         notes=("a start whose config the conversion rewrote looks the same, but for its rank",),
     )
@@ -176,10 +196,13 @@ def _peft(found: AdapterFiles) -> _Verdict | None:
             loads=False,
             why="it was saved as it was trained, for base weights W0 - eta B0 A0; on the original base PEFT gives "
             "W0 + eta B A, with no warning",
-            remedy="save it from the process that trained it with path_initial_model_for_weight_conversion=, or, "
-            f"with the start that was saved before training{_start_folder(found.path)}, {STACK}; without that start it "
-            "cannot be repaired",
-            notes=("where PEFT had no gradient it silently started a layer as plain LoRA; the files look the same",),
+            remedy=RESCUE.format(beside=_start_folder(found.path)) + ", or save it from the process that trained it "
+            "with path_initial_model_for_weight_conversion=; without one of them it cannot be repaired",
+            base=CHANGED,
+            notes=(
+                "where PEFT had no gradient it silently started a layer as plain LoRA; the files look the same",
+                "where preprocess_loraga was never called, setting init_lora_weights to true is all it needs",
+            ),
         )
     if found.config.get("lora_ga_config") is None or found.start != "true":
         return None
@@ -190,7 +213,9 @@ def _peft(found: AdapterFiles) -> _Verdict | None:
             loads=False,
             why="it began as lora_ga, and its rank or lora_alpha is not what PEFT's conversion writes: it is a "
             "start that an adapter was converted with, or its init_lora_weights was changed by hand",
-            remedy="load what save_pretrained(path_initial_model_for_weight_conversion=) wrote, not the start",
+            remedy="load what save_pretrained(path_initial_model_for_weight_conversion=) wrote, not the start; if it "
+            f"was changed by hand, {RESCUE.format(beside=_start_folder(found.path))}",
+            base=CHANGED,
         )
     return _Verdict(
         PEFT,
@@ -262,13 +287,14 @@ def _unknown(found: AdapterFiles) -> _Verdict:
         f"LoRA started by {found.start}" if kind == "LORA" else f"adapter of type {kind}",
         loads=False,
         why=f"loraga does not know the {f'start {found.start}' if kind == 'LORA' else f'type {kind}'}",
+        base=UNKNOWN,
         remedy="load it with the version of PEFT that saved it, and compare its outputs with what it gave in training",
     )
 
 
 _JUDGES = (_authors, _peft, _ours, _base_changed, _plain, _unknown)
 
-_CONVERT = "save it with path_initial_model_for_weight_conversion= from the process that trained it, or load it onto"
+_CONVERT = f"{RESCUE.format(beside='')}; or load it with plain PEFT onto the residual base that it was trained on"
 _OTHER_STARTS: tuple[tuple[Callable[[AdapterFiles], bool], _Verdict], ...] = (
     (
         lambda found: found.start.startswith("pissa_niter"),
@@ -277,7 +303,8 @@ _OTHER_STARTS: tuple[tuple[Callable[[AdapterFiles], bool], _Verdict], ...] = (
             "PiSSA by a randomised decomposition",
             loads=False,
             why="on loading PEFT decomposes the base at random once more, and subtracts another start than in training",
-            remedy=f"{_CONVERT} the residual base that it was trained on, with init_lora_weights set to true",
+            remedy=f"{_CONVERT}, with init_lora_weights set to true",
+            base=CHANGED,
         ),
     ),
     (
@@ -287,6 +314,7 @@ _OTHER_STARTS: tuple[tuple[Callable[[AdapterFiles], bool], _Verdict], ...] = (
             "PiSSA or OLoRA",
             loads=True,
             why="on loading PEFT recomputes the start from the base, which must have the same weights and dtype",
+            base=RECOMPUTED,
             notes=("what loads it without PEFT, or beside another adapter, does not get the trained function",),
         ),
     ),
@@ -298,7 +326,8 @@ _OTHER_STARTS: tuple[tuple[Callable[[AdapterFiles], bool], _Verdict], ...] = (
             loads=False,
             why="its start was subtracted from the base and cannot be recomputed: PEFT raises an error, or gives "
             "another function where init_lora_weights was set to true for the residual base",
-            remedy=f"{_CONVERT} the residual base that it was trained on",
+            remedy=_CONVERT,
+            base=CHANGED,
         ),
     ),
     (
@@ -309,6 +338,7 @@ _OTHER_STARTS: tuple[tuple[Callable[[AdapterFiles], bool], _Verdict], ...] = (
             loads=False,
             why="it is for a base that LoftQ replaced by its quantised weights, which these files do not hold",
             remedy="load it onto the base that was saved with it, not onto the original one",
+            base=QUANTISED,
         ),
     ),
     (
@@ -318,6 +348,7 @@ _OTHER_STARTS: tuple[tuple[Callable[[AdapterFiles], bool], _Verdict], ...] = (
             "KaSA",
             loads=True,
             why="on loading PEFT cuts the base's smallest singular values off again; it must have the same weights",
+            base=RECOMPUTED,
         ),
     ),
 )
@@ -342,7 +373,9 @@ def _obstacles(found: AdapterFiles, kind: str) -> Iterator[tuple[str, str]]:
     dropped = ", since PEFT's conversion drops them" if kind in (PEFT, AUTHORS) else ""
     for part in _lost(found):
         yield f"{CONFIG} speaks of {part}, and {WEIGHTS} holds none{dropped}", "save it again from the trained model"
-    for layer, stated in _stated_ranks(found):
+    for layer, stated, by_pattern in _stated_ranks(found):
+        if kind == AUTHORS and by_pattern and found.start == "true":
+            stated *= 2  # their conversion leaves the patterns as they were
         if stated != found.ranks[layer]:
             yield (
                 f"{CONFIG} says rank {stated} for layer {layer}, and {WEIGHTS} has {found.ranks[layer]}",
@@ -362,8 +395,8 @@ def _lost(found: AdapterFiles) -> Iterator[str]:
         yield "trainable tokens"
 
 
-def _stated_ranks(found: AdapterFiles) -> Iterator[tuple[str, int]]:
-    """{layer: rank by the config}, matched as PEFT matches its patterns."""
+def _stated_ranks(found: AdapterFiles) -> Iterator[tuple[str, Any, bool]]:
+    """(layer, rank by the config, whether a pattern says it), matched as PEFT matches its patterns."""
     if found.config.get("target_parameters") or found.config.get("use_bdlora"):
         return  # there a factor's first size is not the rank
     patterns = found.config.get("rank_pattern") or {}
@@ -372,7 +405,7 @@ def _stated_ranks(found: AdapterFiles) -> Iterator[tuple[str, int]]:
             ranks = [rank for key, rank in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)]
         except re.error as error:
             raise SaveError(f"{found.path / CONFIG} is damaged: rank_pattern: {error}") from error
-        yield layer, (ranks or [found.config.get("r")])[0]
+        yield layer, (ranks or [found.config.get("r")])[0], bool(ranks)
 
 
 def _start_folder(path: Path) -> str:
