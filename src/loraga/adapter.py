@@ -40,8 +40,10 @@ from .adapter_directory import (
     split_recipe,
     write_plain_lora,
 )
+from .adapter_kind import inspect_adapter
 from .capture import input_embeddings
 from .checksum import tensor_checksum
+from .conversion import require_original_base
 from .errors import OffsetError, SaveError
 from .files import staged_directory
 from .layers import base_layer, lora_layers, require_unmerged
@@ -133,6 +135,7 @@ class OffsetModel(PeftModel):
         directory = Path(model_id)
         if directory.is_dir():  # else a name on the hub
             require_readable(directory)
+            require_original_base(inspect_adapter(directory))
         recipe, report = read_recipe(directory), read_report(directory)
         if adapter_name in self.peft_config:
             layers = lora_layers(self, adapter_name)

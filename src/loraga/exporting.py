@@ -28,12 +28,14 @@ from .adapter_directory import (
     write_plain_lora,
 )
 from .capture import is_linear
+from .conversion import for_original_base
 from .errors import AdapterError, SaveError
 from .files import staged_directory
 from .gradient import LowRankGradient, factor_product
 from .layers import PEFT_PREFIX, active_adapter, base_layer, lora_layers, require_unmerged
 from .layout import LayerLayout, bias_key, weight_key
 from .offset import has_offset, offset_of, trained_factors
+from .preconditions import require_unchanged_base
 from .scheme import Factors
 from .undo import as_it_was_on_error, same_configs_on_error
 from .weights import is_quantized, tied_layers
@@ -109,7 +111,8 @@ def export(
         What was written, and what compressing cost.
 
     Raises:
-        AdapterError: if the model has no such adapter, one that cannot be compressed, or one merged already.
+        AdapterError: if the model has no such adapter, one that cannot be compressed, one merged already, or, without
+            `merge`, one whose start PEFT subtracted from the base.
         SaveError: if the directory cannot be written, or a quantised base cannot be merged.
     """
     if not isinstance(model, PeftModel):
@@ -117,6 +120,8 @@ def export(
     name = adapter_name or active_adapter(model)
     if merge and rank is not None:
         raise SaveError("rank= and merge=True exclude each other: a merged model has no rank")
+    if not merge:
+        require_unchanged_base(model, name)
     layers = lora_layers(model, name)
     if merge:
         exported = _export_merged(model, name, layers, Path(directory))
@@ -134,6 +139,8 @@ def load(
     *,
     is_trainable: bool = False,
     adapter_name: str = "default",
+    initial: str | os.PathLike[str] | None = None,
+    changed_base: nn.Module | str | os.PathLike[str] | None = None,
 ) -> PeftModel:
     """Loads an adapter onto its original base, so that training can go on with the trained rank.
 
@@ -143,16 +150,27 @@ def load(
             loaded, the base model is as it was.
         is_trainable: whether the adapter is to be trained.
         adapter_name: its name in the model.
+        initial: for an adapter whose start was subtracted from its base, by PEFT's or the authors' LoRA-GA, PiSSA,
+            OLoRA or CorDA: the directory of the same adapter before training. What is loaded is its conversion.
+        changed_base: for the same, the base model that it was trained on, or its directory; given both, they are
+            compared.
 
     Returns:
         The PeftModel, with its offset where the directory has one; no gradient pass is made.
 
     Raises:
-        SaveError: if the directory is missing or damaged. A bit changed within the weights is found by the checksum in
-            `loraga.json`, hence only where the directory has an offset; plain PEFT never looks.
+        SaveError: if the directory is missing or damaged; if it is for a changed base and neither `initial` nor
+            `changed_base` is given, or they do not belong to it. A bit changed within the weights is found by the
+            checksum in `loraga.json`, hence only where the directory has an offset; plain PEFT never looks.
     """
     path = Path(directory)
     require_readable(path)
+    with for_original_base(base, path, initial, changed_base) as plain:
+        return _load(base, plain, is_trainable, adapter_name)
+
+
+def _load(base: nn.Module, path: Path, is_trainable: bool, adapter_name: str) -> PeftModel:
+    """Loads an adapter that is for the original base."""
     recipe, report = read_recipe(path), read_report(path)
     with as_it_was_on_error(base, _named(base, tensor_names(path))):
         if recipe is None:

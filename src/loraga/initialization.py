@@ -26,6 +26,7 @@ from .preconditions import (
     require_fitting,
     require_peft_model,
     require_scaling,
+    require_unchanged_base,
     require_untrained,
     stop_or_warn,
     unsupported_layers,
@@ -200,6 +201,7 @@ def _startable_layers(model: PeftModel, name: str, plan: _Plan) -> tuple[dict[st
     """The adapter's layers that can be started, and why the others cannot."""
     layers = lora_layers(model, name)
     require_unmerged(layers)
+    require_unchanged_base(model, name)
     require_untrained(layers, name)
     reasons = unsupported_layers(layers, name, carries_offset=plan.offset == "adapter")
     stop_or_warn(reasons, plan.on_missing, AdapterError)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .gradient import LowRankGradient
     from .scheme import Scheme
 
+CHANGES_BASE = ("lora_ga", "pissa", "olora", "corda", "loftq")  # of PEFT's init_lora_weights
 NAMED_LAYERS = 5  # layers that a message about many of them names
 
 
@@ -45,6 +46,27 @@ def require_peft_model(model: nn.Module) -> PeftModel:
         f"{type(model).__name__} has no LoRA adapter; wrap it first: model = peft.get_peft_model(base, "
         "LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules='all-linear'))"
     )
+
+
+def require_unchanged_base(model: PeftModel, adapter_name: str) -> None:
+    """Refuses an adapter whose start PEFT subtracted from the base weights, by what its config says.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+
+    Raises:
+        AdapterError: if init_lora_weights names such a start.
+    """
+    config = model.peft_config.get(adapter_name)
+    start = str(getattr(config, "init_lora_weights", True)).lower()
+    if start.startswith(CHANGES_BASE):
+        raise AdapterError(
+            f"adapter {adapter_name!r} has init_lora_weights={start!r}: PEFT changes the base weights by such a start, "
+            "and the adapter is for those. To initialise, take a new adapter of LoraConfig(init_lora_weights=True) on "
+            "the original base. A trained one becomes a plain LoRA if it is saved by save_pretrained, and `loraga "
+            "export` is given --initial (loraga.load: initial=), the adapter from before training; merge=True works too"
+        )
 
 
 def require_untrained(layers: Mapping[str, LoraLayer], adapter_name: str) -> None:
