@@ -40,6 +40,7 @@ FILES = {
     "chats.jsonl": json.dumps({"messages": [{"role": "user", "content": "a"}]}) + "\n",
     "sharegpt.jsonl": json.dumps({"messages": [{"from": "human", "value": "a"}]}) + "\n",
     "damaged/adapter_config.json": "{",
+    "plain/adapter_config.json": '{"peft_type": "LORA", "init_lora_weights": "lora_ga"}',
     "other/some_file": "",
 }
 

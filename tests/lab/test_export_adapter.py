@@ -2,14 +2,17 @@ import io
 import json
 import math
 import shutil
+import warnings
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
+from peft.tuners.lora.loraga import preprocess_loraga
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import loraga
+from loraga.cli import main
 from loraga.errors import SaveError
 from loraga.lab.base_model import BaseModel
 from loraga.lab.errors import DataError, SettingsError
@@ -17,7 +20,7 @@ from loraga.lab.export_adapter import export_adapter
 from loraga.lab.preparation import prepare
 from loraga.lab.starts import start
 from tests.integration.common import eval_logits
-from tests.models import relative_difference
+from tests.models import relative_difference, train
 
 from .conftest import byte_tokenizer, tiny_model
 
@@ -185,6 +188,87 @@ def test_a_base_model_that_is_gone_is_one_line(trained, tmp_path):
         export_adapter(trained[0], tmp_path / "out", None, False, str(tmp_path / "nowhere"))
 
     assert not (tmp_path / "out").exists()
+
+
+# --- adapters whose start was subtracted from their base
+
+
+@pytest.fixture(scope="module")
+def rival(tiny_folder, tmp_path_factory):
+    """PEFT's own lora_ga on the tiny model: the folders of its start, the trained adapter and its base; its logits."""
+    folder = tmp_path_factory.mktemp("rival")
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    config = LoraConfig(
+        r=2,
+        lora_alpha=4,
+        use_rslora=True,
+        target_modules=["q_proj", "down_proj"],
+        init_lora_weights="lora_ga",
+        lora_ga_config=LoraGAConfig(),
+    )
+    batch = {**PROBE, "labels": PROBE["input_ids"]}
+
+    def train_step():
+        (30 * base(**batch).loss).backward()
+
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        torch.manual_seed(0)
+        preprocess_loraga(base, config, train_step)
+        model = get_peft_model(base, config).eval()
+    model.save_pretrained(folder / "start")
+    train(model, [batch])
+    model.save_pretrained(folder / "trained")
+    logits = eval_logits(model, PROBE)
+    model.unload().save_pretrained(folder / "changed")
+    return folder, logits
+
+
+@pytest.mark.parametrize(("option", "name"), [("--initial", "start"), ("--changed-base", "changed")])
+@pytest.mark.parametrize("also", [[], ["--rank", "4"], ["--merge"]], ids=str)
+def test_the_command_converts_pefts_lora_ga(rival, tiny_folder, tmp_path, option, name, also, capsys):
+    folder, logits = rival
+    words = ["export", str(folder / "trained"), str(tmp_path / "out"), option, str(folder / name), *also]
+
+    assert main([*words, "--json", "--model", str(tiny_folder)]) == 0
+
+    written = json.loads(capsys.readouterr().out)
+    if also == ["--merge"]:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    else:
+        assert set(written["ranks"].values()) == {4}
+        model = plain(tiny_folder, tmp_path / "out")
+    assert relative_difference(eval_logits(model, PROBE), logits) <= 1e-5
+    assert relative_difference(eval_logits(plain(tiny_folder, folder / "trained"), PROBE), logits) > 1e-2
+
+
+def test_without_either_the_command_names_both_and_ends_with_2(rival, tmp_path, capsys):
+    assert main(["export", str(rival[0] / "trained"), str(tmp_path / "out")]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "makes a plain LoRA of it with --initial and the adapter that was saved before training" in line
+    assert "--changed-base" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_of_another_adapter_ends_with_1(rival, tiny_folder, tmp_path, capsys):
+    folder, _ = rival
+    words = ["export", str(folder / "trained"), str(tmp_path / "out"), "--model", str(tiny_folder)]
+
+    assert main([*words, "--initial", str(folder / "trained")]) == 1
+    assert main([*words, "--changed-base", str(tiny_folder)]) == 1
+
+    first, second = capsys.readouterr().err.splitlines()
+    assert "is the trained adapter itself; name what was saved before training" in first
+    assert "has the weights of the base in every layer of the adapter" in second
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_needs_no_start_is_given_none(trained, tmp_path):
+    with pytest.raises(
+        SettingsError, match="is for the original base as it is; leave --initial and --changed-base away"
+    ):
+        export_adapter(trained[0], tmp_path / "out", None, False, None, initial=trained[0] / "adapter")
 
 
 # --- what is no adapter

@@ -27,7 +27,7 @@ COMMANDS = {
     "evaluate": "measure loss and a metric on held-out rows",
     "estimate": "estimate the gradient of a recipe's data, and write it to a file",
     "init": "write an adapter with its start, untrained",
-    "export": "write an adapter anew: at another rank, or merged into its base model",
+    "export": "write an adapter anew: as a plain LoRA, at another rank, or merged into its base model",
     "doctor": "show versions and devices, and what an adapter directory is",
     "config": "show a recipe with every key, the JSON schema of recipes, or a table of their keys",
     "completion": "print the completion script of a shell",

@@ -1,4 +1,4 @@
-"""`loraga export ADAPTER OUTPUT [--rank RANK] [--merge] [--model MODEL]`."""
+"""`loraga export ADAPTER OUTPUT [--rank RANK | --merge] [--initial FOLDER] [--changed-base FOLDER] [--model MODEL]`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", type=int, metavar="RANK", help="compress to this rank, and say what it costs")
     which.add_argument("--merge", action="store_true", help="write the base model with the adapter merged into it")
-    parser.add_argument("--model", metavar="MODEL", help="the base model; by default the one that the adapter names")
+    changed = parser.add_argument_group(
+        "adapters whose start was subtracted from their base",
+        "PEFT's lora_ga, the authors' LoRA-GA, PiSSA, OLoRA, CorDA: either makes a plain LoRA of one",
+    )
+    changed.add_argument("--initial", type=Path, metavar="FOLDER", help="the adapter as saved before training")
+    changed.add_argument("--changed-base", type=Path, metavar="FOLDER", help="the base model that it was trained on")
+    parser.add_argument(
+        "--model", metavar="MODEL", help="the original base model; by default the one that the adapter names"
+    )
     add_json(parser)
 
 
@@ -31,7 +39,15 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from loraga.lab.export_adapter import export_adapter
 
     shown_on = console(options)
-    written = export_adapter(options.adapter, options.output, options.rank, options.merge, options.model)
+    written = export_adapter(
+        options.adapter,
+        options.output,
+        options.rank,
+        options.merge,
+        options.model,
+        options.initial,
+        options.changed_base,
+    )
     if options.json:
         print_json(written.to_dict())
     else:
