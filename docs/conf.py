@@ -28,6 +28,7 @@ PAGES = {
         "docs/choosing",
         "docs/learning-rate",
         "docs/saving",
+        "docs/rescue",
         "docs/errors",
         "docs/architectures",
     ],
