@@ -3,7 +3,7 @@ import torch
 
 from loraga.layers import lora_layers
 from loraga.scheme import Factors
-from loraga.weights import fold_offset, is_quantized, weight_norm
+from loraga.weights import float_weight, fold_offset, is_quantized, weight_norm
 from tests import models
 
 
@@ -46,3 +46,16 @@ def test_integer_weights_count_as_quantized():
     layer = torch.nn.Linear(3, 2)
     layer.weight = torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
     assert is_quantized(layer)
+
+
+@pytest.mark.parametrize("name", ["Llama", "GPT-2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_is_read_in_float32_as_it_is_multiplied_by(name, dtype):
+    model = models.with_lora(models.build(name).to(dtype), name)
+    for layer in lora_layers(model, "default").values():
+        base = layer.get_base_layer()
+        weight = float_weight(layer)
+        columns = base(torch.eye(weight.shape[1], dtype=dtype)) - (0 if base.bias is None else base.bias)
+        assert weight.dtype is torch.float32
+        assert not weight.requires_grad
+        torch.testing.assert_close(weight.T, columns.float(), rtol=0, atol=1e-6 if dtype is torch.float32 else 2e-2)

@@ -27,6 +27,12 @@ FULL_PRECISION = (torch.float32, torch.float64)
 
 def weight_norm(layer: LoraLayer) -> float | None:
     """||W||_F of a layer's base weight, dequantised if it must be; None where this process cannot read it."""
+    weight = float_weight(layer)
+    return None if weight is None else float(torch.linalg.vector_norm(weight))
+
+
+def float_weight(layer: LoraLayer) -> Tensor | None:
+    """A layer's base weight in float32, (d_out, d_in), dequantised if it must be; None where it cannot be read here."""
     base = base_layer(layer)
     if base.weight.device.type == "meta":
         return None
@@ -34,7 +40,7 @@ def weight_norm(layer: LoraLayer) -> float | None:
     try:
         with torch.no_grad():
             weight = dequantize_module_weight(base) if is_quantized(base) else base.weight
-            return float(torch.linalg.vector_norm(weight.float()))
+            return (weight.T if getattr(layer, "fan_in_fan_out", False) else weight).detach().float()
     finally:
         if base.weight is not kept:  # on a CPU, PEFT replaces an 8-bit weight by a copy that has lost its scales
             base.weight = kept
