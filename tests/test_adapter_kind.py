@@ -14,6 +14,7 @@ import pytest
 import torch
 from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 import loraga
 from loraga.adapter_kind import inspect_adapter
@@ -111,6 +112,70 @@ def test_our_adapter_without_an_offset_is_a_plain_lora_of_the_trained_rank(tmp_p
     assert (found.kind, found.loads_as_it_is, found.ranks, found.trained_ranks) == ("loraga", True, (2,), (2,))
     assert "no start stored" in found.title
     assert distance(tmp_path, logits(model, data[0]), data) < SAME
+
+
+def test_a_mirrored_start_loads_as_it_is_before_and_after_plain_peft_trained_it(tmp_path, data):
+    model = with_lora(build("Llama")).eval()
+    loraga.initialize(model, data, progress=False)
+    loraga.save_mirrored(model, tmp_path)
+    for steps in (0, 4):
+        theirs = PeftModel.from_pretrained(build("Llama"), str(tmp_path), is_trainable=True).eval()
+        train(theirs, data, steps=steps)
+        theirs.save_pretrained(tmp_path)
+        found = inspect_adapter(tmp_path)
+        assert (found.kind, found.loads_as_it_is, found.remedy) == ("loraga", True, "")
+        assert (found.ranks, found.trained_ranks) == ((4,), (4,))
+        assert found.title == "adapter of loraga (scheme lora_ga), plain LoRA that started mirrored"
+        assert distance(tmp_path, logits(theirs, data[0]), data) < SAME
+
+
+@pytest.fixture
+def residual(tmp_path, data):
+    """A residual base of original/, what plain PEFT trained on it, and the trained logits."""
+    build("Llama").save_pretrained(tmp_path / "original")
+    model = with_lora(LlamaForCausalLM.from_pretrained(tmp_path / "original")).eval()
+    loraga.initialize(model, data, offset="weights", progress=False)
+    loraga.save_residual(model, tmp_path / "residual")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "residual")
+    theirs = PeftModel.from_pretrained(base, str(tmp_path / "residual" / "adapter"), is_trainable=True).eval()
+    train(theirs, data)
+    theirs.save_pretrained(tmp_path / "trained")
+    return tmp_path, logits(theirs, data[0])
+
+
+@pytest.mark.parametrize("which", ["trained", "residual/adapter"])
+def test_an_adapter_for_a_residual_base_does_not_load_as_it_is(residual, data, which):
+    folder, trained = residual
+    found = inspect_adapter(folder / which)
+    assert (found.kind, found.loads_as_it_is) == ("loraga_residual", False)
+    assert (found.ranks, found.trained_ranks, found.base_model) == ((2,), (2,), str(folder / "residual"))
+    assert f"for the residual base {folder / 'residual'}, whose weights are those of {folder / 'original'}" in found.why
+    assert f"loraga export as a plain LoRA of {folder / 'original'}" in found.remedy
+    assert distance(folder / which, trained, data) > OTHER
+
+
+def test_the_remedy_for_an_adapter_of_a_residual_base_gives_the_trained_function(residual, data):
+    folder, trained = residual
+    loraga.export(loraga.load(build("Llama"), folder / "trained"), folder / "exported")
+    found = inspect_adapter(folder / "exported")
+    assert (found.kind, found.loads_as_it_is, found.trained_ranks) == ("loraga", True, (2,))
+    assert found.base_model == str(folder / "original")
+    assert distance(folder / "exported", trained, data) < SAME
+
+
+@pytest.mark.parametrize("lost", ["record", "base"])
+def test_an_adapter_whose_residual_base_is_gone_or_damaged_is_known_as_far_as_its_files_tell(residual, lost):
+    folder, _ = residual
+    if lost == "record":
+        cut(folder / "residual" / "loraga_residual.json", 7)
+        found = inspect_adapter(folder / "trained")
+        assert "loraga_residual.json is damaged" in found.why
+    else:  # the start has a report, which says it; what a tool has trained has none
+        shutil.copytree(folder / "residual" / "adapter", folder / "alone")
+        shutil.rmtree(folder / "residual")
+        found = inspect_adapter(folder / "alone")
+    assert (found.kind, found.loads_as_it_is) == ("loraga_residual", False)
+    assert "by loraga export --model: its start is needed" in found.remedy
 
 
 def test_a_file_of_ours_that_speaks_of_another_adapter_is_not_believed(tmp_path, data):

@@ -43,6 +43,8 @@ __all__ = [
     "load_gradients",
     "newest_complete_checkpoint",
     "save_gradients",
+    "save_mirrored",
+    "save_residual",
     "suggest_learning_rate",
 ]
 
@@ -61,6 +63,8 @@ _MODULES = {
     "load_gradients": "gradient_file",
     "newest_complete_checkpoint": "checkpoint",
     "save_gradients": "gradient_file",
+    "save_mirrored": "handover",
+    "save_residual": "handover",
     "suggest_learning_rate": "learning_rate",
 }
 
@@ -70,6 +74,7 @@ if TYPE_CHECKING:  # type checkers read these lines instead of `_MODULES`, and r
     from .exporting import Exported, export, load
     from .gradient import LowRankGradient
     from .gradient_file import describe_gradients, load_gradients, save_gradients
+    from .handover import save_mirrored, save_residual
     from .initialization import initialize
     from .learning_rate import SuggestedRate, suggest_learning_rate
     from .report import LayerReport, Report

@@ -30,6 +30,7 @@ from .adapter_directory import (
     REPORT_NAME,
     adapter_layout,
     own_config,
+    read_config,
     read_recipe,
     read_report,
     read_weights,
@@ -50,6 +51,7 @@ from .layers import base_layer, lora_layers, require_unmerged
 from .layout import SplitRecipe, join, offset_key, split
 from .merging import SetAside
 from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
+from .residual_record import residual_base_of
 from .undo import as_it_was_on_error, same_configs_on_error
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ class OffsetModel(PeftModel):
         directory = Path(model_id)
         if directory.is_dir():  # else a name on the hub
             require_readable(directory)
+            self._require_no_residual_base(directory)
             require_original_base(inspect_adapter(directory))
         recipe, report = read_recipe(directory), read_report(directory)
         if adapter_name in self.peft_config:
@@ -166,6 +169,14 @@ class OffsetModel(PeftModel):
         if report is not None:
             self._loraga_reports[adapter_name] = report
         return result
+
+    def _require_no_residual_base(self, directory: Path) -> None:
+        """Refuses an adapter whose start is not in its directory, but beside the residual base that it is for."""
+        place, _ = residual_base_of(directory, read_config(directory))
+        if place is not None:
+            raise SaveError(
+                f"{directory} is for the residual base {place}; load it with loraga.load onto a fresh base model"
+            )
 
     def _tensors_of(self, adapter_name: str) -> list[torch.Tensor]:
         """All that a load of this adapter writes into."""

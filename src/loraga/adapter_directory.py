@@ -65,6 +65,24 @@ def adapter_layout(model: PeftModel, adapter_name: str) -> dict[str, LayerLayout
     }
 
 
+def save_alone(model: PeftModel, adapter_name: str, directory: Path) -> None:
+    """Saves one adapter into an empty directory itself, whatever its name.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+        directory: where its files go.
+    """
+    saved = directory / "saved"
+    model.save_pretrained(str(saved), selected_adapters=[adapter_name])
+    source = saved if adapter_name == "default" else saved / adapter_name  # as PEFT names its folders
+    for path in list(source.iterdir()):
+        path.rename(directory / path.name)
+    for path in list(saved.iterdir()):
+        path.rename(directory / path.name) if path.is_file() else path.rmdir()
+    saved.rmdir()
+
+
 def require_original_weights(directory: Path, layers: Mapping[str, LoraLayer]) -> None:
     """Refuses a directory in which PEFT saved, with the adapter, a base weight that the adapter is merged into.
 
@@ -133,6 +151,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SaveError(f"{path} is damaged (it holds no object); {AGAIN}")
     return data
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """A directory's adapter_config.json as JSON data; SaveError if it is damaged."""
+    return _read_object(directory / CONFIG_NAME)
 
 
 def require_readable(directory: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapter_files import CONFIG, FACTOR, MISSING, PICKLE, WEIGHTS, AdapterFiles, read_adapter_files, recipe_ranks
 from .errors import SaveError
+from .residual_record import MIRRORED, RESIDUAL, residual_base_of
 
 if TYPE_CHECKING:
     import os
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 PLAIN, OURS, PEFT, AUTHORS, OTHER = "plain_lora", "loraga", "peft_lora_ga", "authors_lora_ga", "other"
 # the base weights that the factors are for: the original ones; those less a start, which the files do not hold; those
-# less a start that PEFT computes again on loading; quantised ones; or not known
+# less a start that PEFT computes again on loading; those of a residual base; quantised ones; or not known
 ORIGINAL, CHANGED, RECOMPUTED, QUANTISED, UNKNOWN = "original", "changed", "recomputed", "quantised", "unknown"
+FOR_RESIDUAL = "loraga_residual"
 
 UNCHANGED_BASE = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 AUTHORS_KEYS = {"bsz", "iters", "stable_gamma"}
@@ -51,12 +53,12 @@ class AdapterKind:
 
     Attributes:
         directory: the directory.
-        kind: "plain_lora", "loraga", "peft_lora_ga", "authors_lora_ga" or "other".
+        kind: "plain_lora", "loraga", "loraga_residual", "peft_lora_ga", "authors_lora_ga" or "other".
         title: the same in words.
         loads_as_it_is: whether `PeftModel.from_pretrained` on the original base gives the trained function; False also
             where the files do not show it.
         loraga_loads: whether `loraga.load` does, from these files alone.
-        base: the weights that the factors are for: "original", "changed", "recomputed", "quantised" or "unknown".
+        base: the weights that the factors are for: "original", "changed", "recomputed", "residual", "quantised" or "unknown".
         why: the reason, one sentence.
         remedy: what to do, one sentence; empty where nothing needs doing.
         obstacle: what keeps any loader from getting all of it; empty if nothing does.
@@ -232,6 +234,33 @@ def _peft(found: AdapterFiles) -> _Verdict | None:
     )
 
 
+def _for_residual_base(found: AdapterFiles) -> _Verdict | None:
+    """What this package, or a tool that it wrote a start for, trains on a base with the start subtracted."""
+    if found.config.get("peft_type") != "LORA":
+        return None
+    named = str(found.config.get("base_model_name_or_path") or "")
+    damage = ""
+    try:
+        place, record = residual_base_of(found.path, found.config)
+    except SaveError as error:
+        place, record, damage = Path(named), None, str(error)
+    if place is None and (found.report.get("offset") != RESIDUAL or found.recipe):
+        return None
+    original = (record.original if record else "") or "the original base"
+    there = f"the residual base {place or named}"
+    return _Verdict(
+        FOR_RESIDUAL,
+        "LoRA-GA adapter of loraga for a residual base",
+        loads=False,
+        why=f"it is for {there}, whose weights are those of {original} less the start: on the original base it gives "
+        f"another function{f'; {damage}' if damage else ''}",
+        remedy=f"load it onto {there}, or write it by loraga export as a plain LoRA of {original}"
+        if record
+        else "name the residual base, if it has moved, by loraga export --model: its start is needed",
+        base=RESIDUAL,
+    )
+
+
 def _ours(found: AdapterFiles) -> _Verdict | None:
     """What this package writes: loraga.json where a start is stored with the adapter, else a report alone."""
     if found.config.get("peft_type") != "LORA" or found.start not in UNCHANGED_BASE:
@@ -254,6 +283,13 @@ def _ours(found: AdapterFiles) -> _Verdict | None:
 
 
 def _ours_without_start(found: AdapterFiles) -> _Verdict:
+    if found.report.get("offset") == MIRRORED:
+        return _Verdict(
+            OURS,
+            f"adapter of loraga (scheme {found.report.get('scheme')}), plain LoRA that started mirrored",
+            loads=True,
+            why="its halves cancelled at the start, which leaves the base as it is: a plain LoRA for the original base",
+        )
     return _Verdict(
         OURS,
         f"adapter of loraga (scheme {found.report.get('scheme')}), plain LoRA with no start stored",
@@ -292,7 +328,7 @@ def _unknown(found: AdapterFiles) -> _Verdict:
     )
 
 
-_JUDGES = (_authors, _peft, _ours, _base_changed, _plain, _unknown)
+_JUDGES = (_authors, _peft, _for_residual_base, _ours, _base_changed, _plain, _unknown)
 
 _CONVERT = f"{RESCUE.format(beside='')}; or load it with plain PEFT onto the residual base that it was trained on"
 _OTHER_STARTS: tuple[tuple[Callable[[AdapterFiles], bool], _Verdict], ...] = (

@@ -21,9 +21,11 @@ from .adapter_directory import (
     REPORT_NAME,
     adapter_layout,
     own_config,
+    read_config,
     read_recipe,
     read_report,
     require_readable,
+    save_alone,
     tensor_names,
     write_plain_lora,
 )
@@ -36,6 +38,8 @@ from .layers import PEFT_PREFIX, active_adapter, base_layer, lora_layers, requir
 from .layout import LayerLayout, bias_key, weight_key
 from .offset import has_offset, offset_of, trained_factors
 from .preconditions import require_unchanged_base
+from .residual import attach_residual_start, base_name, require_base_of, require_known_start
+from .residual_record import MIRRORED, RESIDUAL, START
 from .scheme import Factors
 from .undo import as_it_was_on_error, same_configs_on_error
 from .weights import is_quantized, tied_layers
@@ -58,9 +62,10 @@ class Exported:
 
     Attributes:
         directory: where.
-        kind: "adapter" or "merged".
+        kind: "adapter" or "merged"; "mirrored" or "residual" for a start that another tool trains.
         ranks: {layer: rank on disk}; empty for a merged model.
-        relative_errors: {layer: ||what was cut off||_F / ||change of the weight||_F}; 0 unless compressed.
+        relative_errors: {layer: ||what was cut off||_F / ||change of the weight||_F}; 0 unless compressed, or rounded
+            in a residual base.
         relative_error: the same over all layers together.
     """
 
@@ -75,9 +80,7 @@ class Exported:
         return asdict(self)
 
     def __str__(self) -> str:
-        """One line on what was written, and what compressing it cost."""
-        if self.kind == MERGED:
-            return f"merged model written to {self.directory}"
+        """One line on what was written, and what compressing or rounding it cost."""
         ranks = ", ".join(map(str, sorted(set(self.ranks.values()))))
         cost = ""
         if self.relative_error > 0:
@@ -86,7 +89,16 @@ class Exported:
                 f"; compressing lost {self.relative_error:.2%} of the change (norm over all layers), "
                 f"at worst {self.relative_errors[worst]:.2%} in {worst}"
             )
-        return f"plain LoRA of rank {ranks} for the original base written to {self.directory}{cost}"
+            if self.kind == RESIDUAL:
+                cost = f"; rounding lost {self.relative_error:.2g} of the start, at worst "
+                cost += f"{self.relative_errors[worst]:.2g} in {worst}"
+        written = {
+            MERGED: "merged model",
+            ADAPTER: f"plain LoRA of rank {ranks} for the original base",
+            MIRRORED: f"mirrored start, a plain LoRA of rank {ranks} for the original base,",
+            RESIDUAL: f"residual base, and in its folder {START} an adapter of rank {ranks} for it,",
+        }[self.kind]
+        return f"{written} written to {self.directory}{cost}"
 
 
 def export(
@@ -123,6 +135,7 @@ def export(
     if not merge:
         require_unchanged_base(model, name)
     layers = lora_layers(model, name)
+    require_known_start(model, name, layers)
     if merge:
         exported = _export_merged(model, name, layers, Path(directory))
     elif rank is not None:
@@ -145,7 +158,7 @@ def load(
     """Loads an adapter onto its original base, so that training can go on with the trained rank.
 
     Args:
-        base: the original base model.
+        base: the original base model; for an adapter that was trained on a residual base, either of the two.
         directory: what `save_pretrained`, a Trainer checkpoint or `export` wrote, or any plain LoRA. If it cannot be
             loaded, the base model is as it was.
         is_trainable: whether the adapter is to be trained.
@@ -156,9 +169,11 @@ def load(
             compared.
 
     Returns:
-        The PeftModel, with its offset where the directory has one; no gradient pass is made.
+        The PeftModel, with its offset where the directory, or the residual base that it names, has one; no gradient
+        pass is made.
 
     Raises:
+        OffsetError: if the adapter is for another base than this one, as far as residual bases tell.
         SaveError: if the directory is missing or damaged; if it is for a changed base and neither `initial` nor
             `changed_base` is given, or they do not belong to it. A bit changed within the weights is found by the
             checksum in `loraga.json`, hence only where the directory has an offset; plain PEFT never looks.
@@ -172,9 +187,12 @@ def load(
 def _load(base: nn.Module, path: Path, is_trainable: bool, adapter_name: str) -> PeftModel:
     """Loads an adapter that is for the original base."""
     recipe, report = read_recipe(path), read_report(path)
+    residual = require_base_of(path, read_config(path), base_name(base))
     with as_it_was_on_error(base, _named(base, tensor_names(path))):
         if recipe is None:
             plain = PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
+            if residual is not None:
+                attach_residual_start(plain, adapter_name, *residual)
             if report is not None:
                 carry(plain)._loraga_reports[adapter_name] = report
             return plain
@@ -196,8 +214,7 @@ def _export_adapter(model: PeftModel, name: str, directory: Path) -> Exported:
     ranks = {layer: layout.disk_rank for layer, layout in adapter_layout(model, name).items()}
     exported = Exported(str(directory), ADAPTER, ranks, dict.fromkeys(ranks, 0.0), 0.0)
     with same_configs_on_error(model), staged_directory(directory, COMPANIONS) as staging:
-        model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
-        _unpack(staging, name)
+        save_alone(model, name, staging)
     return exported
 
 
@@ -214,8 +231,7 @@ def _export_compressed(
     ranks = {layer: change.columns for layer, change in kept.items()}
     exported = Exported(str(directory), ADAPTER, ranks, errors, lost / total if total else 0.0)
     with same_configs_on_error(model), staged_directory(directory, COMPANIONS) as staging:
-        model.save_pretrained(str(staging / "saved"), selected_adapters=[name])
-        _unpack(staging, name)
+        save_alone(model, name, staging)
         (staging / RECIPE_NAME).unlink(missing_ok=True)  # what is left is trained factors only
         state = load_file(staging / SAFETENSORS_WEIGHTS_NAME)
         for layer, change in kept.items():
@@ -262,14 +278,3 @@ def _export_merged(model: PeftModel, name: str, layers: dict[str, LoraLayer], di
     with staged_directory(directory, {"config.json": ADAPTER_FILES}) as staging:
         merged.save_pretrained(str(staging))
     return Exported(str(directory), MERGED, {}, {}, 0.0)
-
-
-def _unpack(staging: Path, name: str) -> None:
-    """Moves what save_pretrained wrote, in a folder of the adapter's name unless it is "default", up to staging."""
-    saved = staging / "saved"
-    source = saved if name == "default" else saved / name
-    for path in list(source.iterdir()):
-        path.rename(staging / path.name)
-    for path in list(saved.iterdir()):
-        path.rename(staging / path.name) if path.is_file() else path.rmdir()
-    saved.rmdir()

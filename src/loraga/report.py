@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .residual_record import MIRRORED
+
 if TYPE_CHECKING:
     from .gradient import LowRankGradient
     from .scheme import Factors
@@ -48,7 +50,8 @@ class Report:
 
     Attributes:
         scheme: the scheme's name.
-        offset: how the function is kept: "adapter", "none" or "weights".
+        offset: how the function is kept: "adapter", "none" or "weights"; "mirrored" for an adapter whose halves cancel,
+            whose first step is the one told here at half the learning rate.
         gamma: the scale used.
         estimator: "streaming", "exact", or "given" for gradients that were passed in.
         loss_terms: number of loss terms that the gradient is the mean over.
@@ -105,7 +108,8 @@ class Report:
             lines.append(f"change of the model's outputs on the first batch: {self.function_change:.2g}")
         if self.offset != "none":
             ranks = sorted({2 * layer.rank for layer in self.layers.values()})
-            lines.append(f"saved as a plain LoRA of rank {', '.join(map(str, ranks))} (twice the trained rank)")
+            trained = "all of it trained" if self.offset == MIRRORED else "twice the trained rank"
+            lines.append(f"saved as a plain LoRA of rank {', '.join(map(str, ranks))} ({trained})")
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
         return lines
 

@@ -41,6 +41,31 @@ def plain_peft(directories: list[str], output: str, name: str = "Llama") -> None
     write(logits, output)
 
 
+def other_tool(base_directory: str, adapter: str, output: str) -> None:
+    """What LLaMA-Factory's adapter_name_or_path and axolotl's lora_model_dir come down to, and a run of Trainer."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def fresh():
+        return AutoModelForCausalLM.from_pretrained(base_directory).eval()
+
+    model = PeftModel.from_pretrained(fresh(), adapter, is_trainable=True)
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+    logits = {"base": eval_logits(fresh()), "start": eval_logits(model)}
+    write(adapter_state(model), f"{output}/start.safetensors")
+    run = trainer(model, f"{output}/run", max_steps=4)
+    run.train()
+    run.save_model(f"{output}/trained")
+    logits["trained"] = eval_logits(model)
+    for name, directory in (("reloaded", f"{output}/trained"), ("checkpoint", f"{output}/run/checkpoint-4")):
+        logits[name] = eval_logits(PeftModel.from_pretrained(fresh(), directory))
+    resumed = PeftModel.from_pretrained(fresh(), adapter, is_trainable=True)
+    trainer(resumed, f"{output}/resumed", max_steps=4).train(resume_from_checkpoint=f"{output}/run/checkpoint-2")
+    logits["resumed"] = eval_logits(resumed)
+    write(logits, f"{output}/logits.safetensors")
+
+
 def resume(checkpoint: str, run: str, output: str) -> None:
     """Goes on from a checkpoint in a new process, without a gradient pass."""
     import loraga
