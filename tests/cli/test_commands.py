@@ -130,6 +130,39 @@ def test_init_from_a_gradients_file_is_init_from_the_data(place, run):
     torch.testing.assert_close(logits(started), logits(base(place)), rtol=1e-4, atol=1e-4)
 
 
+def test_init_writes_a_mirrored_start_that_plain_peft_loads(place, run):
+    said = run("init", "good.yaml", "method=mirrored", "--output", "mirrored")
+
+    assert "mirrored: an untrained adapter (mirrored) of the original base model" in said
+    assert "half of LoRA-GA's learning rate" in said
+    model = PeftModel.from_pretrained(base(place), place / "mirrored", is_trainable=True)
+    torch.testing.assert_close(logits(model), logits(base(place)), rtol=1e-5, atol=1e-5)
+    assert model.peft_config["default"].r == 8
+    assert json.loads(run("doctor", "mirrored", "--json"))["adapter"]["loads_as_it_is"] is True
+
+
+def test_init_writes_a_residual_base_and_export_takes_what_is_trained_on_it_back(place, run, capsys):
+    said = run("init", "good.yaml", "--residual", "--output", "residual")
+    facts = json.loads(run("init", "good.yaml", "--residual", "--output", "residual", "--json"))
+    residual = AutoModelForCausalLM.from_pretrained(place / "residual")
+    model = PeftModel.from_pretrained(residual, place / "residual" / "adapter", is_trainable=True)
+    start = logits(model)
+    for weight in model.parameters():
+        weight.data += 0.01 * weight.requires_grad
+    model.save_pretrained(place / "elsewhere")
+
+    run("export", "elsewhere", "back")
+
+    assert "residual: the base model with its start subtracted, of which rounding lost" in said
+    assert (facts["base"], facts["adapter"], facts["method"]) == ("residual", "residual/adapter", "lora_ga")
+    torch.testing.assert_close(start, logits(base(place)), rtol=1e-4, atol=1e-4)
+    back = PeftModel.from_pretrained(base(place), place / "back")
+    torch.testing.assert_close(logits(back), logits(model), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(back), start, atol=1e-2)
+    assert main(["doctor", "elsewhere"]) == 1  # not as it is
+    assert "residual base" in " ".join(capsys.readouterr().out.split())
+
+
 def test_doctor_tells_what_an_adapter_is(place, run):
     assert "trained" in run("doctor", "trained/adapter")
     assert json.loads(run("doctor", "trained/adapter", "--json"))["adapter"]["kind"] == "loraga"
@@ -157,6 +190,7 @@ CHAT_TEMPLATE = (
         ["method=rslora", "gamma=null"],
         ["method=gaussian", "gamma=null"],
         ["method=stable_output"],
+        ["method=mirrored"],
         ["method=gradient", "gamma=null"],
         ["offset=none", "gamma=1e8"],
         ["offset=weights"],

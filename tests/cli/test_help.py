@@ -43,3 +43,12 @@ def test_completion_knows_the_commands_and_the_keys():
     for name in COMMANDS:
         assert name in script
     assert "--gradient-batches" in script
+    assert "--residual" in script
+    assert "--allow-rounding" in script
+
+
+def test_init_help_says_what_the_two_starts_for_other_tools_are():
+    text = " ".join(loraga("init", "--help").stdout.split())
+
+    assert "write the base model with the start subtracted" in text
+    assert "method=mirrored needs no other base model; docs/other-tools.md" in text

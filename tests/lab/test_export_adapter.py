@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 import loraga
 from loraga.cli import main
 from loraga.errors import SaveError
-from loraga.lab.base_model import BaseModel
+from loraga.lab.base_model import BaseModel, require_loadable
 from loraga.lab.errors import DataError, SettingsError
 from loraga.lab.export_adapter import export_adapter
+from loraga.lab.initial import init
 from loraga.lab.preparation import prepare
 from loraga.lab.starts import start
 from tests.integration.common import eval_logits
@@ -150,6 +151,73 @@ def test_an_encoder_decoders_adapter_is_merged_too(recipe, tiny_t5_folder, tmp_p
     assert relative_difference(eval_logits(merged, batch), eval_logits(model, batch)) <= 1e-5
     with model.disable_adapter():
         assert relative_difference(eval_logits(merged, batch), eval_logits(model, batch)) > 1e-2
+
+
+# --- an adapter that another tool has trained on a residual base
+
+
+@pytest.fixture(scope="module")
+def of_a_residual_base(recipe, tmp_path_factory):
+    """(folder with residual/ and trained/, logits of what was trained)."""
+    folder = tmp_path_factory.mktemp("residual")
+    init(recipe(), folder / "residual", Console(file=io.StringIO()), residual=True)
+    base = AutoModelForCausalLM.from_pretrained(folder / "residual").eval()
+    model = PeftModel.from_pretrained(base, str(folder / "residual" / "adapter"), is_trainable=True)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=2e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**PROBE, labels=PROBE["input_ids"]).loss.backward()
+        optimizer.step()
+    model.save_pretrained(str(folder / "trained"))
+    return folder, eval_logits(model, PROBE)
+
+
+@pytest.mark.parametrize("named", [None, "residual", "original"])
+def test_it_becomes_a_plain_lora_of_the_original_base(of_a_residual_base, tiny_folder, tmp_path, named):
+    folder, logits = of_a_residual_base
+    name = {None: None, "residual": str(folder / "residual"), "original": str(tiny_folder)}[named]
+
+    written = export_adapter(folder / "trained", tmp_path / "out", None, False, name)
+
+    assert relative_difference(eval_logits(plain(tiny_folder, tmp_path / "out"), PROBE), logits) <= 1e-5
+    assert set(written.ranks.values()) == {8}
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_folder)
+
+
+@pytest.mark.parametrize("named", [None, "original"])
+def test_it_is_merged_with_its_tokenizer(of_a_residual_base, tiny_folder, tmp_path, named):
+    folder, logits = of_a_residual_base
+
+    export_adapter(folder / "trained", tmp_path / "out", None, True, None if named is None else str(tiny_folder))
+
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert relative_difference(eval_logits(merged, PROBE), logits) <= 1e-5
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    assert not (tmp_path / "out" / "loraga_residual.json").exists()
+
+
+def test_it_is_compressed(of_a_residual_base, tmp_path):
+    folder, _ = of_a_residual_base
+
+    assert set(export_adapter(folder / "trained", tmp_path / "out", 3, False, None).ranks.values()) == {3}
+
+
+def test_a_residual_base_that_has_moved_is_named(of_a_residual_base, tiny_folder, tmp_path):
+    folder, logits = of_a_residual_base
+    shutil.copytree(folder / "residual", tmp_path / "moved")
+    shutil.copytree(folder / "trained", tmp_path / "trained")
+    file = tmp_path / "trained" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/was/here"}))
+
+    export_adapter(tmp_path / "trained", tmp_path / "out", None, False, str(tmp_path / "moved"))
+
+    assert relative_difference(eval_logits(plain(tiny_folder, tmp_path / "out"), PROBE), logits) <= 1e-5
+
+
+def test_it_is_not_evaluated_as_if_it_were_for_the_original_base(of_a_residual_base):
+    with pytest.raises(SettingsError, match=r"is for the residual base .*write it by loraga export as a plain LoRA"):
+        require_loadable(of_a_residual_base[0] / "trained")
 
 
 # --- the base model

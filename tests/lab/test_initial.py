@@ -5,9 +5,10 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import loraga
+from loraga.errors import SaveError
 from loraga.lab.base_model import BaseModel
 from loraga.lab.errors import DataError, SettingsError
 from loraga.lab.initial import estimate, init
@@ -16,6 +17,8 @@ from loraga.lab.preparation import prepare
 from loraga.lab.starts import start
 from tests.integration.common import adapter_state, assert_moved, assert_same, eval_logits
 from tests.models import autograd_gradients, relative_difference
+
+from .conftest import saved, tiny_model
 
 ADAPTERS = [name for name, method in METHODS.items() if method.adapter]
 PROBE = {"input_ids": torch.arange(40, 88).reshape(2, 24)}
@@ -82,6 +85,112 @@ def test_a_recipe_without_an_adapter_is_refused_before_data_are_read(recipe, con
         init(asked, tmp_path / "adapter", console)
 
     assert not (tmp_path / "adapter").exists()
+
+
+SUBTRACTED = ["lora_ga", "gaussian", "stable_output", "gradient"]
+
+
+@pytest.mark.parametrize("method", SUBTRACTED)
+def test_a_residual_base_and_its_adapter_are_the_base_models_function_in_plain_peft(
+    recipe, console, tiny_folder, tmp_path, method
+):
+    facts = init(recipe(method=method), tmp_path / "out", console, residual=True)
+
+    expected, base = eval_logits(fresh(tiny_folder), PROBE), fresh(tmp_path / "out")
+    assert relative_difference(eval_logits(base, PROBE), expected) > 1e-3
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter"))
+    assert relative_difference(eval_logits(model, PROBE), expected) <= 1e-5
+    assert (facts["base"], facts["adapter"]) == (str(tmp_path / "out"), str(tmp_path / "out" / "adapter"))
+    assert facts["rounding"] < 1e-5
+    assert facts["function_change"] < 1e-5
+    assert model.peft_config["default"].r == 4
+    tokens = [AutoTokenizer.from_pretrained(folder)("2 + 2")["input_ids"] for folder in (tmp_path / "out", tiny_folder)]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.fixture
+def half_folder(tiny_folder, tmp_path):
+    saved(AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16), tmp_path / "half")
+    return str(tmp_path / "half")
+
+
+@pytest.mark.parametrize("keys", [{"dtype": "auto"}, {"dtype": "bfloat16"}])
+def test_rounding_in_half_precision_is_refused_before_the_gradient_and_told_where_it_is_accepted(
+    recipe, console, half_folder, tmp_path, keys
+):
+    asked = recipe(model=half_folder, **keys)
+    with pytest.raises(SettingsError, match=r"torch\.bfloat16 rounds part of the start away; .*--allow-rounding"):
+        init(asked, tmp_path / "out", console, residual=True)
+    assert not (tmp_path / "out").exists()
+
+    facts = init(asked, tmp_path / "out", console, residual=True, allow_rounding=True)
+
+    assert 1e-4 < facts["rounding"] < 0.2
+    assert 1e-4 < facts["function_change"] < 0.2
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+
+
+def test_a_half_precision_model_is_subtracted_from_in_float32_without_being_asked(
+    recipe, console, half_folder, tmp_path
+):
+    facts = init(recipe(model=half_folder), tmp_path / "out", console, residual=True)
+
+    assert facts["rounding"] < 1e-5
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.fixture
+def tied_folder(tmp_path):
+    model = tiny_model()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    return str(saved(model, tmp_path / "tied"))
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer is part of the adapter")
+def test_a_tied_weight_is_refused_with_the_reason(recipe, console, tied_folder, tmp_path):
+    asked = recipe(model=tied_folder, target_modules=["q_proj", "lm_head"])
+
+    with pytest.raises(SettingsError, match=r"no residual base .*lm_head: .*tied .*method: mirrored leaves the base"):
+        init(asked, tmp_path / "out", console, residual=True)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantised_weight_is_refused_with_the_reason(recipe, console, tiny_folder, tmp_path):
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    saved(AutoModelForCausalLM.from_pretrained(tiny_folder, quantization_config=config), tmp_path / "four_bits")
+
+    with pytest.raises(SettingsError, match=r"cannot change a quantised weight; .*method: mirrored leaves the base"):
+        init(recipe(model=str(tmp_path / "four_bits")), tmp_path / "out", console, residual=True)
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"method": "lora"}, "method: lora has no start to subtract"),
+        ({"method": "mirrored"}, "--residual excludes method: mirrored, which leaves the base as it is"),
+        ({"offset": "none"}, "--residual excludes offset: none, which subtracts nothing"),
+        ({"dropout": 0.1}, r"with lora_dropout > 0 .*; method: mirrored leaves the base as it is"),
+    ],
+)
+def test_a_recipe_of_which_no_residual_base_can_be_written_is_refused(recipe, console, tmp_path, keys, message):
+    with pytest.raises(SettingsError, match=message):
+        init(recipe(**keys), tmp_path / "out", console, residual=True)
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_original_models_folder_is_not_overwritten(recipe, console, tiny_folder):
+    before = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
+
+    with pytest.raises(SaveError, match="holds another model, which would be lost; name another directory"):
+        init(recipe(), tiny_folder, console, residual=True)
+
+    assert {path.name: path.read_bytes() for path in tiny_folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("method", ["lora_ga", "gradient"])

@@ -63,7 +63,7 @@ def probe():
 
 
 def test_every_method_is_tested_here():
-    assert set(METHODS) == {*RSLORA, "full"}
+    assert set(METHODS) == {*RSLORA, "mirrored", "full"}
 
 
 @pytest.mark.parametrize("method", sorted(set(RSLORA) - set(SCHEMES)))
@@ -93,6 +93,32 @@ def test_a_method_with_a_scheme_is_what_initialize_makes_bit_for_bit(tiny_folder
     assert torch.equal(eval_logits(started.model, probe()), eval_logits(fresh(tiny_folder), probe()))
     factors = {key: value for key, value in adapter_state(reference).items() if key in untrained}
     assert_moved(factors, untrained)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_mirrored_start_is_lora_gas_twice_with_both_signs_all_of_it_trained(tiny_folder, asked, batches, dropout):
+    lora_ga = adapter_state(start(fresh(tiny_folder), asked("lora_ga", gamma=25.0), batches).model)
+    before = torch.random.get_rng_state()
+
+    started = start(fresh(tiny_folder), asked("mirrored", gamma=25.0, dropout=dropout), batches)
+
+    assert torch.equal(torch.random.get_rng_state(), before)
+    state = adapter_state(started.model)
+    assert state.keys() == {key for key in lora_ga if "lora_offset" not in key}
+    for key, tensor in state.items():
+        half = lora_ga[key]
+        halves = torch.cat([half, half]) if "lora_A" in key else torch.cat([half, -half], dim=1)
+        assert torch.equal(tensor, halves)
+    trained = {name.split(".")[-3] for name, weight in started.model.named_parameters() if weight.requires_grad}
+    assert trained == {"lora_A", "lora_B"}
+    layers = [module for module in started.model.modules() if hasattr(module, "lora_A")]
+    assert [layer.scaling["default"] for layer in layers] == pytest.approx([ALPHA / math.sqrt(RANK)] * 2 * 7)
+    assert started.model.peft_config["default"].lora_dropout == dropout
+    assert (started.report.scheme, started.report.offset) == ("lora_ga", "mirrored")
+    assert "lora_ga, offset=mirrored, gamma=25" in started.report.summary()
+    assert f"saved as a plain LoRA of rank {2 * RANK} (all of it trained)" in str(started.report)
+    expected = eval_logits(fresh(tiny_folder), probe())
+    torch.testing.assert_close(eval_logits(started.model, probe()), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", RSLORA)

@@ -26,7 +26,7 @@ COMMANDS = {
     "train": "carry out a recipe: from data and a base model to a trained adapter",
     "evaluate": "measure loss and a metric on held-out rows",
     "estimate": "estimate the gradient of a recipe's data, and write it to a file",
-    "init": "write an adapter with its start, untrained",
+    "init": "write an adapter with its start, untrained, for this or another tool to train",
     "export": "write an adapter anew: as a plain LoRA, at another rank, or merged into its base model",
     "doctor": "show versions and devices, and what an adapter directory is",
     "config": "show a recipe with every key, the JSON schema of recipes, or a table of their keys",

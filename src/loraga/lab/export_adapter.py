@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraga import export, load
-from loraga.adapter_kind import OURS, inspect_adapter
+from loraga.adapter_kind import FOR_RESIDUAL, OURS, inspect_adapter
 
 from .base_model import BaseModel, misfit, require_loadable
 from .errors import SettingsError
@@ -69,7 +69,8 @@ def _require_exportable(adapter: Path, initial: Path | None, changed_base: Path 
     """Refuses what cannot be exported with what is given, before the base model is loaded."""
     found = inspect_adapter(adapter)
     if initial is None and changed_base is None:
-        return found if found.loraga_loads else require_loadable(adapter)
+        # a residual adapter's start is beside its base, and `load` takes it from there
+        return found if found.loraga_loads or found.kind == FOR_RESIDUAL else require_loadable(adapter)
     if found.kind == OURS:
         raise SettingsError(f"{adapter} is for the original base as it is; leave --initial and --changed-base away")
     if initial is not None and not (initial / CONFIG).is_file():

@@ -20,6 +20,7 @@ class Method:
         scheme: the start of `loraga.initialize`, or None for PEFT's own.
         uses_gamma: whether the scale of that start is gamma's.
         uses_gradient: whether that start looks at batches of data.
+        mirrored: whether the start is subtracted by a second half of the adapter, which is trained too.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Method:
     scheme: str | None = None
     uses_gamma: bool = False
     uses_gradient: bool = False
+    mirrored: bool = False
 
 
 METHODS = {
@@ -41,6 +43,16 @@ METHODS = {
         scheme="lora_ga",
         uses_gamma=True,
         uses_gradient=True,
+    ),
+    "mirrored": Method(
+        "mirrored",
+        "LoRA-GA's start as a plain LoRA of twice the rank, [B, -B] and [A; A], all of it trained, which no tool needs "
+        "to know of (docs/other-tools.md)",
+        use_rslora=True,
+        scheme="lora_ga",
+        uses_gamma=True,
+        uses_gradient=True,
+        mirrored=True,
     ),
     "gaussian": Method(
         "Gaussian", "A and B random, both trained, eta = alpha / r (arXiv 2407.05000, Table 3)", scheme="gaussian"

@@ -204,7 +204,7 @@ def _of_the_method(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
     useless: set[str] = set()
     if not method.adapter:
         useless |= of_an_adapter
-    if method.scheme is None:
+    if method.scheme is None or method.mirrored:
         useless.add("offset")
     if not method.uses_gamma:
         useless |= of_gamma

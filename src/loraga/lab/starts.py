@@ -5,15 +5,17 @@ One function for every method: what tells them apart is their entry in METHODS.
 
 from __future__ import annotations
 
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 
-from loraga import initialize, load, load_gradients
+from loraga import initialize, load, load_gradients, save_mirrored
 from loraga.passes import same_random_states
+from loraga.residual_record import MIRRORED
 
 from .arguments import training_arguments
 from .base_model import BaseModel
@@ -46,13 +48,14 @@ def load_base(recipe: Recipe) -> Any:
     return model
 
 
-def start(model: Any, recipe: Recipe, batches: Sequence[dict[str, Any]]) -> Started:
+def start(model: Any, recipe: Recipe, batches: Sequence[dict[str, Any]], *, allow_rounding: bool = False) -> Started:
     """Makes a base model ready to train, in place.
 
     Args:
         model: a fresh base model.
         recipe: method, rank and the rest.
         batches: micro-batches for a start along the gradient; not looked at otherwise.
+        allow_rounding: accept offset: weights on a half-precision base.
 
     Returns:
         The model with its adapter, or with all parameters trainable.
@@ -74,9 +77,19 @@ def start(model: Any, recipe: Recipe, batches: Sequence[dict[str, Any]]) -> Star
             offset=recipe.offset,
             gradients=None if recipe.gradients is None else load_gradients(recipe.gradients),
             seed=recipe.seed,
+            allow_rounding=allow_rounding,
             progress=False,
         )
+    if method.mirrored and report is not None:
+        peft_model, report = _mirrored(peft_model), replace(report, offset=MIRRORED)
     return Started(peft_model, time.perf_counter() - began, report)
+
+
+def _mirrored(model: Any) -> Any:
+    """A started model with the mirrored adapter in the place of its own: what any tool would load and train."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_mirrored(model, folder)
+        return load(model.unload(), folder, is_trainable=True)
 
 
 def continued(model: Any, recipe: Recipe, directory: Path) -> Any:
