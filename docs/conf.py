@@ -29,6 +29,7 @@ PAGES = {
         "docs/learning-rate",
         "docs/saving",
         "docs/rescue",
+        "docs/other-tools",
         "docs/errors",
         "docs/architectures",
     ],

@@ -18,6 +18,9 @@ from tests.pages import MODEL, PAGES, ROOT, blocks, blocks_of, build_workplace, 
 LANGUAGES = ("", "python", "bash", "yaml", "text")
 # What does not run, and why, as the page itself says it.
 NOT_RUN = [
+    ("docs/other-tools.md", "a file of LLaMA-Factory, which is not among the tests' packages"),
+    ("docs/other-tools.md", "a file of axolotl, which is not among the tests' packages"),
+    ("docs/other-tools.md", "vLLM is not among the tests' packages"),
     ("docs/rescue.md", "it takes an adapter that PEFT trained"),
     ("docs/saving.md", "vLLM is not among the tests' packages"),
 ]

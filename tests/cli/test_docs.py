@@ -16,7 +16,7 @@ from tests.pages import ROOT, blocks, build_workplace, commands
 SHELL_BLOCKS = [block for block in blocks("bash") if not block.not_run]
 LORAGA = [(block, words[1:]) for block in SHELL_BLOCKS for words in commands(block) if words[0] == "loraga"]
 OTHERS = [(block, words) for block in SHELL_BLOCKS for words in commands(block) if words[0] != "loraga"]
-RECIPES = blocks("yaml")
+RECIPES = [block for block in blocks("yaml") if not block.not_run]
 
 
 def test_the_table_of_keys_is_the_one_that_the_program_makes():
