@@ -12,6 +12,7 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM

@@ -58,7 +58,8 @@ class AdapterKind:
         loads_as_it_is: whether `PeftModel.from_pretrained` on the original base gives the trained function; False also
             where the files do not show it.
         loraga_loads: whether `loraga.load` does, from these files alone.
-        base: the weights that the factors are for: "original", "changed", "recomputed", "residual", "quantised" or "unknown".
+        base: the weights that the factors are for: "original", "changed", "recomputed", "residual", "quantised" or
+            "unknown".
         why: the reason, one sentence.
         remedy: what to do, one sentence; empty where nothing needs doing.
         obstacle: what keeps any loader from getting all of it; empty if nothing does.
