@@ -134,8 +134,11 @@ def test_what_pefts_conversion_loses_is_kept(tmp_path, settings, given):
         settings = {"lora_ga_config": LoraGAConfig(**settings)}
     expected = trained_by_peft(tmp_path, **settings)
     for source in ["start"] if given == "initial" else ["changed", "from_within"]:
-        converted(tmp_path, **{given: tmp_path / source})
+        model = converted(tmp_path, **{given: tmp_path / source})
         assert distance(tmp_path / "out", expected, DATA[0]) < SAME
+        if settings.get("target_modules") == ["q_proj", "lm_head"]:
+            head = model.get_base_model().lm_head.base_layer.weight
+            assert torch.equal(head, build("Llama").lm_head.weight)  # which PEFT saves, with the start subtracted
 
 
 def test_a_transposed_layer_is_converted(tmp_path):

@@ -187,21 +187,22 @@ def _joined(
             A, B = torch.cat([A.to(wider), start.A.to(wider)]), torch.cat([B.to(wider), -start.B.to(wider)], dim=1)
             changed = f"{PEFT_PREFIX}{name}.base_layer.weight"
             if changed in state:  # PEFT saves the weight of a head that it is on, or of one that was resized
-                restored = state[changed].double() + layer.eta * (start.B.double() @ start.A.double())
-                original = weights.get(f"{name}.weight")
-                del state[changed]
-                if original is None or not _same_but_for_rounding(original, restored):
-                    state[changed] = restored.to(trained.state[changed].dtype)
+                saved = state.pop(changed)
+                added = layer.eta * (start.B.double() @ start.A.double())
+                if not _is_sum(weights.get(f"{name}.weight"), saved, added):
+                    state[changed] = (saved.double() + added).to(saved.dtype)
         for key, factor in zip(layer.keys, (A, B), strict=True):
             state[key] = factor.contiguous()
     return state
 
 
-def _same_but_for_rounding(original: Tensor, restored: Tensor) -> bool:
-    if original.shape != restored.shape or not original.is_floating_point():
+def _is_sum(weight: Tensor | None, saved: Tensor, added: Tensor) -> bool:
+    """Whether a weight is the sum of two others, but for the rounding of a subtraction."""
+    if weight is None or weight.shape != saved.shape or not weight.is_floating_point():
         return False
-    difference = torch.linalg.vector_norm(original.double().cpu() - restored)
-    return bool(difference <= torch.finfo(original.dtype).eps * torch.linalg.vector_norm(restored))
+    difference = torch.linalg.vector_norm(weight.double().cpu() - saved.double() - added)
+    size = torch.linalg.vector_norm(saved.double()) + torch.linalg.vector_norm(added)
+    return bool(difference <= torch.finfo(saved.dtype).eps * size)
 
 
 def _load_like(base: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
