@@ -63,7 +63,7 @@ def initialize_trainer(trainer: Trainer, batches: int | None = 8, **keywords: An
         What was done, layer by layer; None if it will be done when training starts, which the log then tells.
 
     Raises:
-        AdapterError: if the trainer has trained, is not known, its model has no untrained LoRA adapter, or is sharded
+        AdapterError: if a keyword is unknown, the trainer has trained, is not known, its model has no untrained LoRA adapter, or is sharded
             already (by FSDP, or DeepSpeed's ZeRO-3).
         BatchError: if its batches cannot be used: none, without labels, without a target.
         GradientError: if a layer has no gradient, or one that does not fit.
@@ -117,11 +117,11 @@ class _StartOfTraining(TrainerCallback):
 def _require_known(keywords: dict[str, Any]) -> None:
     for name in keywords:
         if name == "num_batches":
-            raise TypeError("initialize_trainer() takes batches=, not num_batches=")
+            raise AdapterError("initialize_trainer() takes batches=, not num_batches=")
         if name not in KEYWORDS:
             near = difflib.get_close_matches(name, KEYWORDS, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"initialize_trainer() got an unexpected keyword argument {name!r}{hint}")
+            raise AdapterError(f"initialize_trainer() got an unexpected keyword argument {name!r}{hint}")
 
 
 def _warn_of_untested_trl(trainer: Any) -> None:

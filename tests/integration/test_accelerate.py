@@ -90,4 +90,5 @@ def test_two_processes_train_alike_and_do_not_broadcast_the_start(processes, tmp
         optimizer.zero_grad()
     assert_moved(start, first)
     for key, tensor in adapter_state(alone).items():
-        torch.testing.assert_close(first[key], tensor, rtol=1e-4, atol=1e-6)
+        rounding = 1e-5 * float(tensor.abs().max())  # sums in another order round by the size of what is summed
+        torch.testing.assert_close(first[key], tensor, rtol=1e-4, atol=rounding)

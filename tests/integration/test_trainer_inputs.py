@@ -190,7 +190,7 @@ def test_something_that_is_no_trainer_is_an_error():
     ],
 )
 def test_a_wrong_keyword_is_an_error_that_names_the_nearest(tmp_path, keywords, message):
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(AdapterError, match=message):
         start(PLAIN.make(tmp_path), **keywords)
 
 
