@@ -25,6 +25,7 @@ PAGES = {
     "Use": [
         "docs/quick-start",
         "docs/existing-script",
+        "docs/quantised",
         "docs/choosing",
         "docs/learning-rate",
         "docs/saving",

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from loraga.layers import lora_layers
+from loraga.quantization import is_quantized
 from loraga.scheme import Factors
-from loraga.weights import float_weight, fold_offset, is_quantized, weight_norm
+from loraga.weights import float_weight, fold_offset, weight_norm
 from tests import models
 
 
@@ -40,12 +41,6 @@ def test_the_norm_is_the_weights_own():
 def test_a_weight_that_this_process_cannot_read_has_no_norm():
     model = models.with_lora(models.build("Llama")).to("meta")
     assert all(weight_norm(layer) is None for layer in lora_layers(model, "default").values())
-
-
-def test_integer_weights_count_as_quantized():
-    layer = torch.nn.Linear(3, 2)
-    layer.weight = torch.nn.Parameter(torch.zeros(2, 3, dtype=torch.int8), requires_grad=False)
-    assert is_quantized(layer)
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT-2"])

@@ -50,7 +50,18 @@ from .files import staged_directory
 from .layers import base_layer, lora_layers, require_unmerged
 from .layout import SplitRecipe, join, offset_key, split
 from .merging import SetAside
-from .offset import OFFSET_A, OFFSET_B, attach_offset, detach_offset, has_offset, is_folded, offset_of, trained_factors
+from .offset import (
+    OFFSET_A,
+    OFFSET_B,
+    attach_offset,
+    detach_offset,
+    has_offset,
+    is_folded,
+    merge_loses_offset,
+    offset_of,
+    trained_factors,
+)
+from .quantization import repacked_weights_kept, require_gradients
 from .residual_record import residual_base_of
 from .undo import as_it_was_on_error, same_configs_on_error
 
@@ -100,10 +111,15 @@ class OffsetModel(PeftModel):
             **kwargs,
         )
         if not is_main_process:  # takes part in what is gathered and writes nothing
-            save(save_directory=save_directory, is_main_process=False)
+            with repacked_weights_kept(self):
+                save(save_directory=save_directory, is_main_process=False)
             return
         target = Path(save_directory)
-        with same_configs_on_error(self), staged_directory(target, COMPANIONS) as staging:
+        with (
+            same_configs_on_error(self),
+            repacked_weights_kept(self),
+            staged_directory(target, COMPANIONS) as staging,
+        ):
             if (target / "README.md").is_file():  # PEFT completes the model card that it finds
                 shutil.copy(target / "README.md", staging / "README.md")
             save(save_directory=str(staging))
@@ -147,7 +163,7 @@ class OffsetModel(PeftModel):
                 logger.info("adapter %s: its start and factors give way to those of %s", adapter_name, directory)
             # resuming: PEFT would make half-precision factors float32
             kwargs.setdefault("autocast_adapter_dtype", False)
-        with as_it_was_on_error(self, self._tensors_of(adapter_name)):
+        with repacked_weights_kept(self), as_it_was_on_error(self, self._tensors_of(adapter_name)):
             if recipe is None:
                 self._require_not_folded(adapter_name)
                 result = super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
@@ -274,14 +290,15 @@ class OffsetModel(PeftModel):
             self._restore_original_weights("unload()")
         return cast("Any", self.base_model).unload(*args, **kwargs)
 
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+    def merge_adapter(self, adapter_names: list[str] | None = None, *args: Any, **kwargs: Any) -> None:
         """Merges adapters into the base weights, whose copies wait on the CPU for `unmerge_adapter`."""
+        self._require_whole_merge(adapter_names)
         self._loraga_unmerged.keep(module for module in self.modules() if isinstance(module, LoraLayer))
-        cast("Any", self.base_model).merge_adapter(*args, **kwargs)
+        cast("Any", self.base_model).merge_adapter(adapter_names, *args, **kwargs)
         self._loraga_unmerged.forget_unmerged()
 
     def unmerge_adapter(self) -> None:
-        """Gives the base weights back bit for bit."""
+        """Gives the base weights back, bit for bit but for quantised ones, which PEFT rounds anew."""
         cast("Any", self.base_model).unmerge_adapter()
         self._loraga_unmerged.give_back()
 
@@ -294,6 +311,26 @@ class OffsetModel(PeftModel):
                     "and combine those"
                 )
         cast("Any", self.base_model).add_weighted_adapter(adapters, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> OffsetModel:
+        """Sets train or eval mode; train mode is refused where an evaluation left 4-bit layers without a gradient."""
+        if mode and any(parameter.requires_grad for parameter in self.parameters()):
+            require_gradients(self)
+        return super().train(mode)
+
+    def merge_and_unload(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        """Gives the merged base, where PEFT's merge takes the offset along; see `peft`'s `merge_and_unload`."""
+        self._require_whole_merge(adapter_names)
+        return cast("Any", self.base_model).merge_and_unload(*args, adapter_names=adapter_names, **kwargs)
+
+    def _require_whole_merge(self, adapter_names: list[str] | None) -> None:
+        for adapter_name in adapter_names or self.active_adapters:
+            for name, layer in lora_layers(self, adapter_name).items():
+                if merge_loses_offset(layer, adapter_name):
+                    raise OffsetError(
+                        f"layer {name}: PEFT's {type(layer).__name__} would merge {adapter_name!r} without its offset; "
+                        "export it with loraga.export, load it onto the unquantised base with peft, and merge there"
+                    )
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:

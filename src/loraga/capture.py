@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import GradientError
+from .quantization import is_hqq
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -27,7 +28,7 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
     """Shape (d_out, d_in) of a linear layer's weight in the paper's orientation, quantised or not.
 
     Args:
-        layer: `nn.Linear`, a subclass (bitsandbytes), or transformers' `Conv1D`, which stores the transpose.
+        layer: `nn.Linear`, a subclass (bitsandbytes), HQQ's, or transformers' `Conv1D`, which stores the transpose.
 
     Returns:
         d_out and d_in.
@@ -39,12 +40,14 @@ def layer_shape(layer: nn.Module) -> tuple[int, int]:
         return layer.out_features, layer.in_features
     if isinstance(layer, Conv1D):
         return layer.nf, layer.nx
+    if is_hqq(layer):
+        return int(cast("Any", layer).out_features), int(cast("Any", layer).in_features)
     raise GradientError(f"a {type(layer).__name__} is not a linear layer (nn.Linear or Conv1D)")
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a layer that `capture` knows: y = W x + b with one weight matrix."""
-    return isinstance(module, (nn.Linear, Conv1D))
+    return isinstance(module, (nn.Linear, Conv1D)) or is_hqq(module)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from .capture import is_linear
 from .errors import SaveError
 from .gradient import Matrix, factor_sum, layer_generator, random_directions
 from .layers import PEFT_PREFIX
+from .quantization import is_quantized
 from .scheme import Factors
-from .weights import is_quantized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -33,9 +33,9 @@ from .checksum import tensor_checksum
 from .errors import SaveError
 from .layers import PEFT_PREFIX
 from .layout import LayerLayout, SplitRecipe, plain_config
+from .quantization import is_quantized
 from .saved_adapter import SavedAdapter, SavedLayer, is_converted_by_authors, read_saved_adapter
 from .subtracted_start import start_of_halves, start_of_initial
-from .weights import is_quantized
 
 if TYPE_CHECKING:
     import os

@@ -24,6 +24,7 @@ from .loss import (
     move_to,
 )
 from .passes import gradient_pass
+from .quantization import require_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -70,9 +71,10 @@ def estimate_gradients(
     Raises:
         BatchError: if the batches cannot be used.
         GradientError: if no layer gets a gradient, or a gradient is not finite.
-        AdapterError: if the adapter does not exist or is merged.
+        AdapterError: if the adapter does not exist or is merged, or no gradient passes through a quantised layer.
     """
     layers = target_layers(model, adapter_name)
+    require_gradients(model)
     require_rank(rank)
     if estimator not in ("streaming", "exact"):
         raise GradientError(f"estimator={estimator!r} is unknown; choose 'streaming' or 'exact'")

@@ -38,11 +38,12 @@ from .layers import PEFT_PREFIX, active_adapter, base_layer, lora_layers, requir
 from .layout import LayerLayout, bias_key, weight_key
 from .offset import has_offset, offset_of, trained_factors
 from .preconditions import require_unchanged_base
+from .quantization import is_quantized
 from .residual import attach_residual_start, base_name, require_base_of, require_known_start
 from .residual_record import MIRRORED, RESIDUAL, START
 from .scheme import Factors
 from .undo import as_it_was_on_error, same_configs_on_error
-from .weights import is_quantized, tied_layers
+from .weights import tied_layers
 
 if TYPE_CHECKING:
     import os

@@ -32,6 +32,7 @@ from .preconditions import (
     unsupported_layers,
     warn_of_few_directions,
 )
+from .quantization import require_gradients
 from .report import Report, total_cosine, total_coverage
 from .scheme import SCHEMES, Stability
 from .start import LayerStart, compute_starts
@@ -109,7 +110,7 @@ def initialize(
         What was done, layer by layer.
 
     Raises:
-        AdapterError: if the model has no untrained, unmerged LoRA adapter of this name.
+        AdapterError: if the model has no untrained, unmerged LoRA adapter of this name, or a base without gradients.
         BatchError: if the batches cannot be used.
         GradientError: if a layer has no gradient, or one that does not fit.
         OffsetError: if the function cannot be kept in the way asked for.
@@ -203,6 +204,7 @@ def _startable_layers(model: PeftModel, name: str, plan: _Plan) -> tuple[dict[st
     require_unmerged(layers)
     require_unchanged_base(model, name)
     require_untrained(layers, name)
+    require_gradients(model)
     reasons = unsupported_layers(layers, name, carries_offset=plan.offset == "adapter")
     stop_or_warn(reasons, plan.on_missing, AdapterError)
     layers = {layer: module for layer, module in layers.items() if layer not in reasons}

@@ -12,6 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from .capture import is_linear
 from .errors import AdapterError
+from .quantization import is_untested, why_untested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,7 +36,8 @@ def target_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str
         {name in the base model: the base model's own linear layer}; other kinds of layers are left out.
 
     Raises:
-        AdapterError: if there is no such adapter, it is merged, or the layers were not wrapped by `get_peft_model`.
+        AdapterError: if there is no such adapter, it is merged, the layers were not wrapped by `get_peft_model`, or a
+            plain model has a linear layer quantised by a package that is not known here.
     """
     if isinstance(model, PeftModel):
         wrapped = lora_layers(model, adapter_name or active_adapter(model))
@@ -44,6 +46,9 @@ def target_layers(model: nn.Module, adapter_name: str | None = None) -> dict[str
     else:
         require_not_injected(model)
         layers = {name: module for name, module in model.named_modules() if not _is_excluded(model, name, module)}
+        for name, module in layers.items():
+            if is_untested(module):
+                raise AdapterError(f"layer {name}: {why_untested(module)}")
     layers = {name: layer for name, layer in layers.items() if is_linear(layer)}
     if not layers:
         raise AdapterError(f"{type(model).__name__} has no linear layer to estimate a gradient for")

@@ -35,6 +35,7 @@ from .loss import (
     move_to,
 )
 from .passes import gradient_pass
+from .quantization import require_gradients
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -154,9 +155,11 @@ def suggest_learning_rate(
 
     Raises:
         BatchError: if there are fewer than two batches, or one cannot be used or has no finite loss.
+        AdapterError: if no gradient passes through a quantised layer.
         GradientError: if nothing is trainable, no finite gradient arrives, or the line has no minimum.
     """
     began = time.perf_counter()
+    require_gradients(model)
     with gradient_pass(model, trainable=True):
         micro_batches = collect_micro_batches(model, batches, num_batches, loss, weight)
         if len(micro_batches) < 2:

@@ -137,20 +137,21 @@ def require_offset_support(name: str, layer: LoraLayer, adapter_name: str) -> No
     variant = layer.lora_variant.get(adapter_name)
     if variant is not None:
         raise OffsetError(f"layer {name}: {type(variant).__name__} is in use and cannot carry an offset; {remedy}")
-    if not _consults_variants(layer):
+    if not _consults_variants(layer, "forward"):
         kind = f"{type(layer).__module__}.{type(layer).__name__}"
         raise OffsetError(f"layer {name}: PEFT's {kind} cannot carry an offset; {remedy}")
 
 
-def _consults_variants(layer: LoraLayer) -> bool:
-    """Whether the class's forward, and its merges where it has any, ask PEFT's variant what to do."""
+def merge_loses_offset(layer: LoraLayer, adapter_name: str) -> bool:
+    """Whether PEFT's merge of this layer's class would merge B A alone and leave the start that is subtracted out."""
+    subtracted = has_offset(layer, adapter_name) and not is_folded(layer, adapter_name)
+    return subtracted and not (_consults_variants(layer, "merge") and _consults_variants(layer, "unmerge"))
 
-    def names(method: str) -> tuple[str, ...]:
-        function = getattr(type(layer), method, None)
-        return getattr(getattr(function, "__code__", None), "co_names", ())
 
-    merges = [method for method in ("merge", "unmerge") if "NotImplementedError" not in names(method)]
-    return all("lora_variant" in names(method) for method in ("forward", *merges))
+def _consults_variants(layer: LoraLayer, method: str) -> bool:
+    """Whether the class's method asks PEFT's variant what to do."""
+    function = getattr(type(layer), method, None)
+    return "lora_variant" in getattr(getattr(function, "__code__", None), "co_names", ())
 
 
 def _changed(layer: LoraLayer, adapter_name: str, weight: Tensor, sign: int) -> Tensor:

@@ -13,6 +13,7 @@ from .capture import is_linear, layer_shape
 from .errors import AdapterError, GradientError, OffsetError, ScalingError
 from .layers import base_layer, require_not_injected
 from .offset import has_offset, require_offset_support, trained_factors
+from .quantization import is_untested, why_untested
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -108,6 +109,8 @@ def unsupported_layers(layers: Mapping[str, LoraLayer], adapter_name: str, carri
                 f"its parameter {layer.parameter_name} is adapted by PEFT's target_parameters, which changes the "
                 f"parameter itself, so that a {type(base).__name__} has no input and output to take the gradient from"
             )
+        elif is_untested(base):
+            reasons[name] = why_untested(base)
         elif not is_linear(base) or adapter_name not in layer.lora_A:
             reasons[name] = f"a {type(base).__name__} is not a linear layer"
         elif carries_offset:

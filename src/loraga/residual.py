@@ -21,9 +21,10 @@ from .errors import AdapterError, OffsetError, SaveError
 from .layers import base_layer, lora_layers
 from .layout import weight_key
 from .offset import attach_offset, has_offset, require_offset_support, trained_factors
+from .quantization import is_quantized
 from .residual_record import RECORD, START, ResidualRecord, read_record, residual_base_of
 from .scheme import Factors
-from .weights import float_weight, is_quantized
+from .weights import float_weight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

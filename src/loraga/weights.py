@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
-from torch import Tensor, nn
 
 from .errors import OffsetError
 from .layers import base_layer
 from .offset import add_to_weight, product
+from .quantization import is_hqq, is_quantized
 from .report import product_norm
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
+    from torch import Tensor
 
     from .scheme import Factors
 
@@ -34,6 +35,9 @@ def weight_norm(layer: LoraLayer) -> float | None:
 def float_weight(layer: LoraLayer) -> Tensor | None:
     """A layer's base weight in float32, (d_out, d_in), dequantised if it must be; None where it cannot be read here."""
     base = base_layer(layer)
+    if is_hqq(base):
+        with torch.no_grad():
+            return cast("Tensor", base.dequantize()).float()
     if base.weight.device.type == "meta":
         return None
     kept = base.weight
@@ -44,19 +48,6 @@ def float_weight(layer: LoraLayer) -> Tensor | None:
     finally:
         if base.weight is not kept:  # on a CPU, PEFT replaces an 8-bit weight by a copy that has lost its scales
             base.weight = kept
-
-
-def is_quantized(base: nn.Module) -> bool:
-    """Whether a layer's weight is stored in a quantised form."""
-    weight: Any = getattr(base, "weight", None)
-    if weight is None:  # experts, whose weights have other names
-        return False
-    return (
-        hasattr(weight, "quant_state")
-        or not weight.is_floating_point()
-        or type(base).__module__.startswith("bitsandbytes")
-        or type(weight.data) is not Tensor
-    )
 
 
 def require_foldable(

@@ -1,0 +1,221 @@
+"""Quantised bases: how a tiny model of each kind is made, or why that cannot be done here.
+
+`KINDS` is the one list; a test takes its rows from `RUNNING`, and what is not among them is in `REFUSED` with the text
+of the error. HQQ runs where it is installed (it has no wheel, and its source tries to compile CUDA code).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from tests import models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# Blocks of 64 and the 32 rows that bitsandbytes repacks together fit; a layer's factors are smaller than its matrix.
+CONFIG = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """One kind of quantised base.
+
+    Attributes:
+        make: callable(directory of the float model) -> the quantised model, the same each time.
+        dequantise: callable(layer) -> its weight in float32, (d_out, d_in), by the library's own function.
+        package: what must be installed.
+        merges: PEFT merges an adapter with its offset into it (and rounds the sum).
+        keeps_copies: the library itself keeps a layer's dequantised weight from forward to backward.
+    """
+
+    make: Callable[[Path], nn.Module]
+    dequantise: Callable[[nn.Module], Tensor]
+    package: str = "bitsandbytes"
+    merges: bool = True
+    keeps_copies: bool = False
+
+    @property
+    def is_installed(self) -> bool:
+        return importlib.util.find_spec(self.package) is not None
+
+
+def float_model(seed: int = 0) -> LlamaForCausalLM:
+    """The unquantised base, in float32 and eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(**CONFIG)).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def with_lora(model: nn.Module, **settings: Any) -> Any:
+    """A LoRA adapter on all layers that quantisation replaces, by name: PEFT's "all-linear" does not see HQQ's."""
+    return models.with_lora(model, **{"target_modules": TARGETS, **settings})
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that quantisation replaces, by the base model's names."""
+    modules = {
+        name.replace("base_model.model.", "").removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if ".lora_" not in name and hasattr(module, "in_features") and not hasattr(module, "base_layer")
+    }
+    return {name: module for name, module in modules.items() if "lm_head" not in name}
+
+
+def dequantised(model: nn.Module, kind: Quantisation) -> LlamaForCausalLM:
+    """A float model with the quantised model's weights, which plain autograd can differentiate."""
+    plain = float_model()
+    layers = linear_layers(model)
+    with torch.no_grad():
+        for name, layer in linear_layers(plain).items():
+            layer.weight.copy_(kind.dequantise(layers[name]))
+    return plain
+
+
+def base_bytes(model: nn.Module) -> dict[str, bytes]:
+    """Every byte of the base: parameters, buffers, and all that belongs to a weight's quantisation.
+
+    `state_dict()` is not asked, because bitsandbytes unpacks weights there.
+    """
+    found: dict[str, bytes] = {}
+    for name, module in model.named_modules():
+        if ".lora_" in name:
+            continue
+        tensors = {**module._parameters, **module._buffers, "": _state(module)}
+        plain = name.replace("base_model.model.", "").replace(".base_layer", "")
+        for key, value in tensors.items():
+            for part, tensor in _parts(value):
+                if not key.startswith("lora_"):
+                    content = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                    found[f"{plain}.{key}{part}"] = content
+    return found
+
+
+def _state(module: nn.Module) -> Any:
+    """What a quantised layer keeps beside its tensors, as a tree of dictionaries."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if state is not None:
+        return {key: value for key, value in vars(state).items() if key != "code"} | {
+            "state2": vars(state.state2) if state.nested else None
+        }
+    if type(module).__name__ == "Linear8bitLt" and hasattr(module, "state"):  # PEFT's layer has the same name
+        # the first forward moves them from the weight to the state
+        scales = module.weight.SCB if module.state.SCB is None else module.state.SCB
+        return {"SCB": scales}
+    return getattr(module, "meta", None)  # HQQ
+
+
+def _parts(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _parts(item, f"{path}.{key}")
+    elif isinstance(value, Tensor) and hasattr(value, "__tensor_flatten__"):  # torchao's
+        for key in (*value.__tensor_flatten__()[0], *getattr(value, "optional_tensor_data_names", ())):
+            yield from _parts(getattr(value, key), f"{path}.{key}")
+    elif isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, (bool, int, float, str, tuple, torch.dtype, torch.Size)):
+        yield path, torch.frombuffer(bytearray(repr(value).encode()), dtype=torch.uint8)
+
+
+def _bitsandbytes(**settings: Any) -> Callable[[Path], nn.Module]:
+    def make(directory: Path) -> nn.Module:
+        config = BitsAndBytesConfig(**settings)
+        return AutoModelForCausalLM.from_pretrained(directory, quantization_config=config, device_map={"": "cpu"})
+
+    return make
+
+
+def four_bit(kind: str, *, double: bool = False) -> Quantisation:
+    settings = {"load_in_4bit": True, "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": double}
+    return Quantisation(_bitsandbytes(**settings, bnb_4bit_compute_dtype=torch.float32), _dequantise_4bit)
+
+
+def _dequantise_4bit(layer: nn.Module) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+
+
+def _dequantise_8bit(layer: nn.Module) -> Tensor:
+    weight = layer.weight.data if layer.state.CB is None else layer.state.CB
+    scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+    return weight.float() * scales[:, None] / 127
+
+
+@cache
+def _import_torchao() -> None:
+    with warnings.catch_warnings():  # torchao 0.18.0 tells torch what torch 2.13 knows by itself
+        warnings.simplefilter("ignore")
+        importlib.import_module("torchao")
+
+
+def _torchao_int8(directory: Path) -> nn.Module:
+    _import_torchao()
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    config = transformers.TorchAoConfig(quant_type=Int8WeightOnlyConfig())
+    return AutoModelForCausalLM.from_pretrained(directory, quantization_config=config, device_map={"": "cpu"})
+
+
+def _hqq(bits: int) -> Callable[[Path], nn.Module]:
+    """HQQ's own layers, put in by hand: transformers refuses HQQ on a CPU (`HqqHfQuantizer`)."""
+
+    def make(directory: Path) -> nn.Module:
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        for name, layer in linear_layers(model).items():
+            parent, _, child = name.rpartition(".")
+            config = BaseQuantizeConfig(nbits=bits, group_size=64, axis=1)
+            quantised = HQQLinear(layer, config, compute_dtype=torch.float32, device="cpu")
+            setattr(model.get_submodule(parent), child, quantised)
+        return model
+
+    return make
+
+
+def _dequantise(layer: nn.Module) -> Tensor:
+    return layer.weight.dequantize().float()
+
+
+def _dequantise_hqq(layer: nn.Module) -> Tensor:
+    return layer.dequantize().float()
+
+
+KINDS = {
+    "NF4": four_bit("nf4"),
+    "NF4, doubly quantised": four_bit("nf4", double=True),
+    "FP4": four_bit("fp4"),
+    "FP4, doubly quantised": four_bit("fp4", double=True),
+    "8-bit": Quantisation(_bitsandbytes(load_in_8bit=True), _dequantise_8bit),
+    "torchao int8": Quantisation(_torchao_int8, _dequantise, "torchao", merges=False, keeps_copies=True),
+    "HQQ 4-bit": Quantisation(_hqq(4), _dequantise_hqq, "hqq"),
+    "HQQ 8-bit": Quantisation(_hqq(8), _dequantise_hqq, "hqq"),
+}
+RUNNING = [name for name, kind in KINDS.items() if kind.is_installed]

@@ -1,0 +1,148 @@
+"""Quantised layers that cannot be started: those of packages without a test here, and repacked 4-bit layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitsandbytes.functional import _convert_weight_packed_for_cpu
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig
+from peft.tuners.lora.awq import AwqLoraLinear
+from peft.tuners.lora.gptq import GPTQLoraLinear
+from torch import nn
+
+import loraga
+from loraga.preconditions import unsupported_layers
+from loraga.quantization import backend, is_quantized, is_untested
+from tests.models import batches, train
+from tests.quantised import KINDS, base_bytes, float_model, with_lora
+
+
+class StandIn(nn.Module):
+    """What can be known of GPTQModel's layers without the package: the module that defines them, and their sizes.
+
+    GPTQModel 7.7.0 asks for a later torch than the one that is tested, so that the real layers are not built here.
+    """
+
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.in_features, self.out_features = d_in, d_out
+        self.register_buffer("qweight", torch.zeros(d_in // 8, d_out, dtype=torch.int32))
+
+    def forward(self, x):
+        return x @ torch.zeros(self.in_features, self.out_features)
+
+
+TorchLinear = type("TorchLinear", (StandIn,), {"__module__": "gptqmodel.nn_modules.qlinear.torch"})
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    float_model().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(params=["NF4", "NF4, doubly quantised"])
+def four_bit(request, directory):
+    return lambda: KINDS[request.param].make(directory)
+
+
+def repack(model):
+    """What bitsandbytes' forward does in eval mode on processors with AVX512-BF16, done by its own function."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.weight.data, module.weight.quant_state = _convert_weight_packed_for_cpu(
+                module.weight.data, module.weight.quant_state
+            )
+
+
+def test_integer_weights_and_the_layers_of_known_packages_count_as_quantised(four_bit):
+    layer = nn.Linear(4, 4)
+    assert not is_quantized(layer)
+    assert backend(layer) is None
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        layer.weight = nn.Parameter(torch.zeros(4, 4).to(dtype), requires_grad=False)
+        assert is_quantized(layer)
+    layer = next(module for module in four_bit().modules() if isinstance(module, Linear4bit))
+    assert is_quantized(layer)
+    assert backend(layer) == "bitsandbytes"
+    assert not is_untested(layer)
+
+
+# PEFT asks the package, were it there, whether a layer is one of its own
+@pytest.mark.filterwarnings("ignore:Unsupported layer type .*TorchLinear:UserWarning")
+@pytest.mark.parametrize("offset", [True, False])
+@pytest.mark.parametrize("wrapper", [GPTQLoraLinear, AwqLoraLinear])
+def test_a_layer_of_gptqmodel_is_refused_with_what_can_be_done(wrapper, offset):
+    layer = wrapper(TorchLinear(64, 32), "default", config=LoraConfig(r=2), r=2, lora_alpha=4)
+    reasons = unsupported_layers({"x": layer}, "default", carries_offset=offset)
+    assert "TorchLinear of GPTQModel (GPTQ, AWQ)" in reasons["x"]
+    assert "load the model unquantised, or quantised by one that has: bitsandbytes" in reasons["x"]
+
+
+def test_the_layers_of_a_plain_model_are_not_left_out_silently():
+    model = nn.Sequential(nn.Linear(64, 64), TorchLinear(64, 32))
+    with pytest.raises(loraga.AdapterError, match=r"layer 1: a TorchLinear of GPTQModel .* load the model unquantised"):
+        loraga.estimate_gradients(model, [{"labels": torch.zeros(2)}], 2, progress=False)
+
+
+def test_estimating_does_not_repack_where_a_processor_would(four_bit):
+    model = with_lora(four_bit())
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = True
+    before = base_bytes(model)
+    model.eval()
+    loraga.initialize(model, batches("Llama"), progress=False)
+    loraga.suggest_learning_rate(model, batches("Llama"), progress=False)
+    assert base_bytes(model) == before
+
+
+def test_a_repacked_base_is_refused_because_it_has_no_gradients(four_bit):
+    model = with_lora(four_bit())
+    repack(model)
+    before = base_bytes(model)
+    for attempt in (loraga.initialize, loraga.suggest_learning_rate, estimate):
+        with pytest.raises(
+            loraga.AdapterError, match=r"q_proj.* and 13 more: bitsandbytes repacked .* support_avx512bf16_for_cpu ="
+        ):
+            attempt(model, batches("Llama"), progress=False)
+    assert base_bytes(model) == before
+    assert not type(model).__module__.startswith("loraga")
+
+
+def estimate(model, data, progress):
+    loraga.estimate_gradients(model, data, 2, progress=progress)
+
+
+def test_training_on_after_an_evaluation_that_repacked_is_refused(four_bit):
+    model = with_lora(four_bit())
+    loraga.initialize(model, batches("Llama"), progress=False)
+    model.eval()
+    model.train()
+    repack(model)
+    with pytest.raises(loraga.AdapterError, match="no gradient passes through it any more"):
+        model.train()
+    model.eval()
+    model.requires_grad_(False)
+    assert model.train().training
+
+
+def test_saving_and_loading_leave_a_repacked_base_as_it_is(four_bit, tmp_path):
+    """Plain PEFT's `save_pretrained` asks for the whole state dict, in which bitsandbytes unpacks the weights."""
+    model = with_lora(four_bit())
+    loraga.initialize(model, batches("Llama"), progress=False)
+    train(model, batches("Llama"), 2)
+    model.save_pretrained(str(tmp_path / "before"))
+    repack(model)
+    before = base_bytes(model)
+    model.save_pretrained(str(tmp_path / "after"))
+    loraga.export(model, tmp_path / "exported")
+    loraga.export(model, tmp_path / "compressed", rank=2)
+    model.load_adapter(str(tmp_path / "after"), "default")
+    assert base_bytes(model) == before
+    weights = "adapter_model.safetensors"
+    saved = (tmp_path / "before" / weights).read_bytes()
+    assert (tmp_path / "after" / weights).read_bytes() == saved
+    assert (tmp_path / "exported" / weights).read_bytes() == saved
