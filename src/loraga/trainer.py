@@ -63,8 +63,8 @@ def initialize_trainer(trainer: Trainer, batches: int | None = 8, **keywords: An
         What was done, layer by layer; None if it will be done when training starts, which the log then tells.
 
     Raises:
-        AdapterError: if a keyword is unknown, the trainer has trained, is not known, its model has no untrained LoRA adapter, or is sharded
-            already (by FSDP, or DeepSpeed's ZeRO-3).
+        AdapterError: if a keyword is unknown, or the trainer; if it has trained; if its model has no untrained LoRA
+            adapter, or is sharded already (by FSDP, or DeepSpeed's ZeRO-3).
         BatchError: if its batches cannot be used: none, without labels, without a target.
         GradientError: if a layer has no gradient, or one that does not fit.
         OffsetError: if the function cannot be kept in the way asked for.
