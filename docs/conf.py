@@ -50,7 +50,7 @@ nitpicky = True
 # of a type that only type checkers import stands in a signature as it is written there.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|peft|nn|os|collections|pathlib|typing|transformers)\..*"),
-    ("py:.*", r"(Tensor|PeftModel|Path|Any|Iterable|Mapping|Sequence|Callable|Literal|PathLike)"),
+    ("py:.*", r"(Tensor|PeftModel|Trainer|Path|Any|Iterable|Mapping|Sequence|Callable|Literal|PathLike)"),
     ("py:.*", r"(Batch|Curve|LossFunction|WeightFunction|Estimator|Offset|Missing|Stability)"),
 ]
 
