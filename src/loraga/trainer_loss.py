@@ -148,7 +148,7 @@ class Examples(TrainerLoss):
 
     def weight(self, batch: Batch) -> float:
         """See `TrainerLoss.weight`."""
-        return float(batch["input_ids"].shape[0])
+        return float(len(batch["label"]))  # TRL 1.0 has other names for the tokens
 
 
 class Rollouts(TrainerLoss):

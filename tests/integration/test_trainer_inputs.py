@@ -16,7 +16,7 @@ from loraga import AdapterError, BatchError
 from loraga.layers import lora_layers
 from tests import models
 from tests.integration.common import adapter_state, assert_moved, assert_same, eval_logits, read
-from tests.integration.trainers import TRAINERS, completion_rows, token_rows
+from tests.integration.trainers import CHECKPOINTING_NAME, TRAINERS, completion_rows, token_rows
 
 PLAIN, SFT, DPO, GRPO = (TRAINERS[name] for name in ("Trainer", "SFTTrainer", "DPOTrainer", "GRPOTrainer"))
 
@@ -292,7 +292,7 @@ def test_checkpointing_that_training_will_use_is_used_here_and_changes_nothing(k
         block = model.get_base_model().model.layers[0]
         count = [0]
         block.mlp.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
-        start(kind.make(tmp_path, model, activation_checkpointing=checkpointing), check=False)
+        start(kind.make(tmp_path, model, **{CHECKPOINTING_NAME: checkpointing}), check=False)
         starts.append(adapter_state(model))
         calls.append(count[0])
     assert_same(*starts)

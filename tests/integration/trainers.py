@@ -44,8 +44,10 @@ WORDS = [f"w{number}" for number in range(90)]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 ROWS = 24  # 12 batches
 
-# TRL's default, by the name that transformers now uses
-CHECKPOINTING = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+# TRL's default, by the name that transformers uses: newer versions warn of the older one
+NEWER = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+CHECKPOINTING_NAME = "activation_checkpointing" if NEWER else "gradient_checkpointing"
+CHECKPOINTING = {CHECKPOINTING_NAME: True, f"{CHECKPOINTING_NAME}_kwargs": {"use_reentrant": False}}
 
 Batch = Mapping[str, Any]
 
