@@ -1,12 +1,14 @@
 """Quantised bases: how a tiny model of each kind is made, or why that cannot be done here.
 
-`KINDS` is the one list; a test takes its rows from `RUNNING`, and what is not among them is in `REFUSED` with the text
-of the error. HQQ runs where it is installed (it has no wheel, and its source tries to compile CUDA code).
+`KINDS` is what runs where its package is installed; a test takes its rows from `RUNNING`. `REFUSED` is what is refused
+on this machine before loraga is given a model, with the text of that error. HQQ runs where it is installed (it has no
+wheel, and its source tries to compile CUDA code).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -60,6 +62,21 @@ class Quantisation:
     @property
     def is_installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A quantised base that transformers does not make here.
+
+    Attributes:
+        make: callable(directory of the float model) -> what would be the model.
+        error: the class of the error.
+        text: of the error, a regular expression.
+    """
+
+    make: Callable[[Path], nn.Module]
+    error: type[Exception]
+    text: str
 
 
 def float_model(seed: int = 0) -> LlamaForCausalLM:
@@ -219,3 +236,59 @@ KINDS = {
     "HQQ 8-bit": Quantisation(_hqq(8), _dequantise_hqq, "hqq"),
 }
 RUNNING = [name for name, kind in KINDS.items() if kind.is_installed]
+
+
+def _by_transformers(config: Callable[[], Any]) -> Callable[[Path], nn.Module]:
+    def make(directory: Path) -> nn.Module:
+        return AutoModelForCausalLM.from_pretrained(
+            directory, quantization_config=config(), dtype=torch.bfloat16, device_map={"": "cpu"}
+        )
+
+    return make
+
+
+def _as_saved(method: str) -> Callable[[Path], nn.Module]:
+    """A checkpoint whose config says that its weights are quantised, as they come from the hub."""
+
+    def make(directory: Path) -> nn.Module:
+        copy = directory / method
+        float_model().save_pretrained(copy)
+        config = json.loads((copy / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 64, "zero_point": True}
+        (copy / "config.json").write_text(json.dumps(config))
+        return AutoModelForCausalLM.from_pretrained(copy)
+
+    return make
+
+
+def _torchao_int4() -> Any:
+    from torchao.quantization import Int4WeightOnlyConfig
+
+    return transformers.TorchAoConfig(quant_type=Int4WeightOnlyConfig(group_size=32))
+
+
+def _refused() -> dict[str, Refusal]:
+    """Depends on what is installed: a package that is missing is named, and one that is there says why not on a CPU."""
+
+    def has(package: str) -> bool:
+        return importlib.util.find_spec(package) is not None
+
+    hqq = _by_transformers(lambda: transformers.HqqConfig(nbits=4))
+    missing_torchao = _by_transformers(lambda: transformers.TorchAoConfig("int8_weight_only"))
+    found = {
+        "HQQ by transformers": Refusal(hqq, ValueError, "remove the CPU")
+        if has("hqq")
+        else Refusal(hqq, ImportError, "A valid HQQ version .* is not available"),
+        # the cause is in the log: torchao's int4 tensors are made on a GPU, or by mslk
+        "torchao int4": Refusal(_by_transformers(_torchao_int4), RuntimeError, "conversion of the weights")
+        if has("torchao")
+        else Refusal(missing_torchao, ValueError, "requires torchao to be installed"),
+    }
+    if not has("optimum"):
+        found["GPTQ"] = Refusal(_as_saved("gptq"), ImportError, "requires optimum")
+    if not has("gptqmodel"):
+        found["AWQ"] = Refusal(_as_saved("awq"), ImportError, "requires gptqmodel")
+    return found
+
+
+REFUSED = _refused()

@@ -15,7 +15,7 @@ import loraga
 from loraga.preconditions import unsupported_layers
 from loraga.quantization import backend, is_quantized, is_untested
 from tests.models import batches, train
-from tests.quantised import KINDS, base_bytes, float_model, with_lora
+from tests.quantised import KINDS, REFUSED, base_bytes, float_model, with_lora
 
 
 class StandIn(nn.Module):
@@ -79,6 +79,13 @@ def test_a_layer_of_gptqmodel_is_refused_with_what_can_be_done(wrapper, offset):
     reasons = unsupported_layers({"x": layer}, "default", carries_offset=offset)
     assert "TorchLinear of GPTQModel (GPTQ, AWQ)" in reasons["x"]
     assert "load the model unquantised, or quantised by one that has: bitsandbytes" in reasons["x"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_base_that_does_not_run_here_is_refused_when_it_is_loaded(name, directory):
+    """By transformers or the backend itself, before there is a model: nothing is loaded unquantised instead."""
+    with pytest.raises(REFUSED[name].error, match=REFUSED[name].text):
+        REFUSED[name].make(directory)
 
 
 def test_the_layers_of_a_plain_model_are_not_left_out_silently():
