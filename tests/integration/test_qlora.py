@@ -6,34 +6,16 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 import loraga
 from tests.integration.common import adapter_state, assert_moved, assert_same, train_logits
+from tests.integration.trainers import text
 from tests.models import batches, relative_difference
-from tests.quantised import base_bytes, float_model
+from tests.quantised import base_bytes
 
-WORDS = [f"w{number}" for number in range(90)]
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    path = tmp_path_factory.mktemp("base")
-    float_model().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
 
 
 @pytest.fixture
@@ -51,10 +33,6 @@ def base(directory):
         return prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})
 
     return make
-
-
-def text(number, length):
-    return " ".join(WORDS[(7 * number + 3 * place) % len(WORDS)] for place in range(length))
 
 
 def script(base, tokenizer, output, **settings):

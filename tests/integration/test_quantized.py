@@ -21,27 +21,9 @@ from loraga.offset import offset_of
 from loraga.quantization import is_quantized
 from tests.integration.common import eval_logits, train_logits
 from tests.models import autograd_gradients, batches, relative_difference, train
-from tests.quantised import KINDS, RUNNING, base_bytes, dequantised, float_model, linear_layers, with_lora
+from tests.quantised import base_bytes, dequantised, linear_layers, with_lora
 
 LAYERS = 14
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    path = tmp_path_factory.mktemp("base")
-    float_model().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(params=RUNNING)
-def kind(request):
-    return KINDS[request.param]
-
-
-@pytest.fixture
-def quantised(kind, directory):
-    """Makes a quantised base anew."""
-    return lambda: kind.make(directory)
 
 
 def test_every_linear_layer_is_quantised_and_the_bytes_are_seen(quantised):

@@ -12,24 +12,7 @@ from loraga.layers import lora_layers
 from loraga.offset import offset_of, trained_factors
 from tests.integration.common import eval_logits, train_logits
 from tests.models import batches, relative_difference, train
-from tests.quantised import KINDS, RUNNING, base_bytes, float_model, with_lora
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    path = tmp_path_factory.mktemp("base")
-    float_model().save_pretrained(path)
-    return path
-
-
-@pytest.fixture(params=RUNNING)
-def kind(request):
-    return KINDS[request.param]
-
-
-@pytest.fixture
-def quantised(kind, directory):
-    return lambda: kind.make(directory)
+from tests.quantised import base_bytes, float_model, with_lora
 
 
 def trained(base, offset="adapter"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import use_adapter
 
@@ -20,23 +18,8 @@ from tests.integration.common import (
     started,
     train_logits,
 )
+from tests.integration.trainers import text
 from tests.models import batches, relative_difference, train
-
-WORDS = [f"w{number}" for number in range(90)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def text(number, length):
-    return " ".join(WORDS[(7 * number + 3 * place) % len(WORDS)] for place in range(length))
 
 
 def settings(kind, output, **extra):
