@@ -7,6 +7,7 @@ gradient is what one step over all the batches at once would see: loss terms for
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 TOKEN_LOSSES = ("bnpo", "dapo", "cispo", "vespo")
 
 
-class TrainerLoss:
+class TrainerLoss(ABC):
     """A trainer's loss as `initialize` wants it: a mean, and the number of terms of each batch."""
 
     def __init__(self, trainer: Any) -> None:
@@ -85,6 +86,7 @@ class TrainerLoss:
         loss: Tensor = self.trainer.compute_loss(model, batch)
         return loss
 
+    @abstractmethod
     def weight(self, batch: Batch) -> float:
         """Number of terms that the loss of a batch is the mean of.
 
@@ -94,7 +96,6 @@ class TrainerLoss:
         Returns:
             The number; 0 if there is nothing to learn from.
         """
-        raise NotImplementedError
 
 
 class Likelihood(TrainerLoss):
