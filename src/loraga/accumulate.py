@@ -75,7 +75,7 @@ class FactorAccumulator:
             sketch = sketch + self._kept.times(directions)
             summands.append(self._kept)
         found = project_sum(summands, sketch, self._iterations)
-        if self._kept is None or self._probed is None or self._kept.left.shape != found.left.shape:
+        if self._kept is None or self._probed is None:
             self._kept, self._probed = found, probed.clone()
         else:  # in place: factors allocated anew among a pass's activations leave the heap full of holes
             self._kept.left.copy_(found.left)
