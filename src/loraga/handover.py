@@ -25,6 +25,7 @@ from .adapter_directory import (
     RECIPE_NAME,
     REPORT_NAME,
     adapter_layout,
+    read_config,
     read_recipe,
     read_report,
     save_alone,
@@ -207,7 +208,7 @@ def _save_start(model: PeftModel, name: str, directory: Path, base: str) -> dict
     layout = {layer: replace(each, offset=False) for layer, each in adapter_layout(model, name).items()}
     write_plain_lora(directory, state, layout)
     (directory / RECIPE_NAME).unlink()
-    config = json.loads((directory / CONFIG_NAME).read_text())
+    config = read_config(directory)
     (directory / CONFIG_NAME).write_text(
         json.dumps({**config, "base_model_name_or_path": base}, indent=2, sort_keys=True)
     )

@@ -6,7 +6,6 @@ the rule of the PEFT that trained it. Ranks are those of the tensors.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 
+from .adapter_directory import read_config
 from .adapter_files import FACTOR
 from .adapter_kind import AUTHORS, ORIGINAL, AdapterKind, inspect_adapter
 from .errors import SaveError
@@ -103,7 +103,7 @@ def read_saved_adapter(directory: Path) -> SavedAdapter:
     kind = inspect_adapter(directory)
     if kind.obstacle:
         raise SaveError(f"{directory}: {kind.obstacle}; {kind.remedy}")
-    config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = read_config(directory)
     if not kind.layers or config.get("peft_type") not in ("LORA", "LORAGA"):
         raise SaveError(f"{directory} is an {kind.title}, not a LoRA; no start was subtracted for it")
     for name in OTHER_VARIANTS:
