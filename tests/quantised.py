@@ -114,6 +114,18 @@ def dequantised(model: nn.Module, kind: Quantisation) -> LlamaForCausalLM:
     return plain
 
 
+def repack(model: nn.Module) -> None:
+    """What bitsandbytes' forward does in eval mode on processors with AVX512-BF16, done by its own function."""
+    from bitsandbytes.functional import _convert_weight_packed_for_cpu
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.weight.data, module.weight.quant_state = _convert_weight_packed_for_cpu(
+                module.weight.data, module.weight.quant_state
+            )
+
+
 def base_bytes(model: nn.Module) -> dict[str, bytes]:
     """Every byte of the base: parameters, buffers, and all that belongs to a weight's quantisation.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig
 from peft.tuners.lora.awq import AwqLoraLinear
@@ -15,7 +14,7 @@ import loraga
 from loraga.preconditions import unsupported_layers
 from loraga.quantization import backend, is_quantized, is_untested
 from tests.models import batches, train
-from tests.quantised import KINDS, REFUSED, base_bytes, float_model, with_lora
+from tests.quantised import KINDS, REFUSED, base_bytes, float_model, repack, with_lora
 
 
 class StandIn(nn.Module):
@@ -46,15 +45,6 @@ def directory(tmp_path_factory):
 @pytest.fixture(params=["NF4", "NF4, doubly quantised"])
 def four_bit(request, directory):
     return lambda: KINDS[request.param].make(directory)
-
-
-def repack(model):
-    """What bitsandbytes' forward does in eval mode on processors with AVX512-BF16, done by its own function."""
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.weight.data, module.weight.quant_state = _convert_weight_packed_for_cpu(
-                module.weight.data, module.weight.quant_state
-            )
 
 
 def test_integer_weights_and_the_layers_of_known_packages_count_as_quantised(four_bit):
@@ -153,3 +143,13 @@ def test_saving_and_loading_leave_a_repacked_base_as_it_is(four_bit, tmp_path):
     saved = (tmp_path / "before" / weights).read_bytes()
     assert (tmp_path / "after" / weights).read_bytes() == saved
     assert (tmp_path / "exported" / weights).read_bytes() == saved
+
+
+def test_loading_onto_a_repacked_base_leaves_it_as_it_is(four_bit, tmp_path):
+    """Plain PEFT's `from_pretrained` asks for the whole state dict too."""
+    with_lora(four_bit()).save_pretrained(str(tmp_path))
+    base = four_bit()
+    repack(base)
+    before = base_bytes(base)
+    model = loraga.load(base, tmp_path)
+    assert base_bytes(model) == before

@@ -399,9 +399,10 @@ def carry(model: PeftModel) -> OffsetModel:
         The same object, now of a subclass of its class.
     """
     if not isinstance(model, OffsetModel):
-        model.__class__ = _subclass(type(model))
+        carrying, unmerged = _subclass(type(model)), SetAside()  # may fail; what follows cannot be left half done
+        model.__class__ = carrying
         carried = cast("OffsetModel", model)
-        carried._loraga_reports, carried._loraga_originals, carried._loraga_unmerged = {}, {}, SetAside()
+        carried._loraga_reports, carried._loraga_originals, carried._loraga_unmerged = {}, {}, unmerged
     return cast("OffsetModel", model)
 
 

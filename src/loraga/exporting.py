@@ -38,7 +38,7 @@ from .layers import PEFT_PREFIX, active_adapter, base_layer, lora_layers, requir
 from .layout import LayerLayout, bias_key, weight_key
 from .offset import has_offset, offset_of, trained_factors
 from .preconditions import require_unchanged_base
-from .quantization import is_quantized
+from .quantization import is_quantized, repacked_weights_kept
 from .residual import attach_residual_start, base_name, require_base_of, require_known_start
 from .residual_record import MIRRORED, RESIDUAL, START
 from .scheme import Factors
@@ -191,7 +191,8 @@ def _load(base: nn.Module, path: Path, is_trainable: bool, adapter_name: str) ->
     residual = require_base_of(path, read_config(path), base_name(base))
     with as_it_was_on_error(base, _named(base, tensor_names(path))):
         if recipe is None:
-            plain = PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
+            with repacked_weights_kept(base):  # PEFT asks for the whole state dict
+                plain = PeftModel.from_pretrained(base, str(path), adapter_name=adapter_name, is_trainable=is_trainable)
             if residual is not None:
                 attach_residual_start(plain, adapter_name, *residual)
             if report is not None:

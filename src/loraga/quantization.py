@@ -83,7 +83,7 @@ def require_gradients(model: nn.Module) -> None:
         AdapterError: if a layer's weight was repacked.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    repacked = [name.removesuffix(".base_layer") for name, module in base.named_modules() if _is_repacked(module)]
+    repacked = [name.removesuffix(".base_layer") for name, module in base.named_modules() if is_repacked(module)]
     if repacked:
         more = f" and {len(repacked) - 1} more" if len(repacked) > 1 else ""
         raise AdapterError(
@@ -108,7 +108,7 @@ def repacked_weights_kept(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    states = [_state(module) for module in model.modules() if _is_repacked(module)]
+    states = [_state(module) for module in model.modules() if is_repacked(module)]
     try:
         for state in states:
             setattr(state, REPACKED, False)
@@ -118,7 +118,8 @@ def repacked_weights_kept(model: nn.Module) -> Iterator[None]:
             setattr(state, REPACKED, True)
 
 
-def _is_repacked(module: nn.Module) -> bool:
+def is_repacked(module: nn.Module) -> bool:
+    """Whether bitsandbytes repacked a layer's 4-bit weight for inference: it has no gradient, and cannot be read."""
     return bool(getattr(_state(module), REPACKED, False))
 
 

@@ -139,7 +139,10 @@ def has_residual_weights(
     for name, start in starts.items():
         weight = float_weight(layers[name])
         if weight is None:
-            raise OffsetError(f"layer {name}: its weight cannot be read here, so it is unknown which base this is")
+            raise OffsetError(
+                f"layer {name}: its weight cannot be read here, so it is unknown which base this is; load the base "
+                "again, whole, and evaluate it after the adapter is loaded (a 4-bit one may be repacked by that)"
+            )
         residual = torch.tensor(record.layers[name].probes, dtype=torch.float64)
         known = {True: residual, False: residual + probes_of_start(start, record.layers[name].scaling)}
         now = probes(weight, start)

@@ -11,7 +11,7 @@ from peft.utils.integrations import dequantize_module_weight
 from .errors import OffsetError
 from .layers import base_layer
 from .offset import add_to_weight, product
-from .quantization import is_hqq, is_quantized
+from .quantization import is_hqq, is_quantized, is_repacked
 from .report import product_norm
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def float_weight(layer: LoraLayer) -> Tensor | None:
     if is_hqq(base):
         with torch.no_grad():
             return cast("Tensor", base.dequantize()).float()
-    if base.weight.device.type == "meta":
+    if base.weight.device.type == "meta" or is_repacked(base):
         return None
     kept = base.weight
     try:
