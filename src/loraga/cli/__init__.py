@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": "fine-tune a small language model with LoRA and with LoRA-GA, and compare",
     "train": "carry out a recipe: from data and a base model to a trained adapter",
     "evaluate": "measure loss and a metric on held-out rows",
+    "compare": "compare methods, learning rates, ranks and seeds on a task: a table, figures and a page",
     "estimate": "estimate the gradient of a recipe's data, and write it to a file",
     "init": "write an adapter with its start, untrained, for this or another tool to train",
     "export": "write an adapter anew: as a plain LoRA, at another rank, or merged into its base model",

@@ -105,6 +105,18 @@ class WorkProgress:
         self._counted += work
         self._show(note)
 
+    def update(self, total: float, done: float, note: str) -> None:
+        """Says where the work stands; more of it may have turned up.
+
+        Args:
+            total: all of it, in the unit of the total.
+            done: what is done of it.
+            note: what is going on.
+        """
+        self._counted += done - self._done
+        self._total, self._done = total, done
+        self._show(note)
+
     def time_left(self) -> str:
         """The time for the rest at the pace so far, in words; empty while nobody knows."""
         if self._counted > 0:

@@ -196,20 +196,23 @@ def _of_the_data(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
     return found
 
 
-def _of_the_method(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
-    method = METHODS[recipe.method]
-    of_an_adapter = {"rank", "alpha", "dropout", "target_modules"}
-    of_gamma = {"gamma", "stability"}
-    of_a_gradient = {"gradient_batches", "gradients"}
+def meaningless_keys(method: str) -> frozenset[str]:
+    """The keys that mean nothing with a method, by its name in METHODS."""
+    of = METHODS[method]
     useless: set[str] = set()
-    if not method.adapter:
-        useless |= of_an_adapter
-    if method.scheme is None or method.mirrored:
+    if not of.adapter:
+        useless |= {"rank", "alpha", "dropout", "target_modules"}
+    if of.scheme is None or of.mirrored:
         useless.add("offset")
-    if not method.uses_gamma:
-        useless |= of_gamma
-    if not method.uses_gradient:
-        useless |= of_a_gradient
+    if not of.uses_gamma:
+        useless |= {"gamma", "stability"}
+    if not of.uses_gradient:
+        useless |= {"gradient_batches", "gradients"}
+    return frozenset(useless)
+
+
+def _of_the_method(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
+    useless = meaningless_keys(recipe.method)
     found = dict.fromkeys(sorted(useless & chosen), f"means nothing with method: {recipe.method}; remove it")
     if {"gradient_batches", "gradients"} <= chosen and "gradients" not in found:
         found["gradient_batches"] = "excludes gradients, a file that has its own; remove one of the two"

@@ -42,7 +42,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: one line for each thing that is wrong, with its place and the remedy.
     """
     folder = {"output_dir": Written(str(Path("runs") / path.stem), "the default")}
-    return check(folder | read_recipe_file(path) | read_overrides(overrides, _text_keys()))
+    return check(folder | read_recipe_file(path) | read_overrides(overrides, text_keys()))
 
 
 def check(written: Mapping[str, Written]) -> Recipe:
@@ -156,7 +156,7 @@ def _is_path(name: str, suffixes: tuple[str, ...]) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith(suffixes) or Path(name).is_file()
 
 
-def _text_keys() -> frozenset[str]:
+def text_keys() -> frozenset[str]:
     """The keys that take nothing but text."""
     found = set()
     for key, made in schema()["properties"].items():
