@@ -1,0 +1,216 @@
+"""What has to be said under a table: what its figures are, and what of them cannot be relied on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ..curves import WINDOW
+from .entries import entries_of, headline, shown_rows
+from .statistics import NEAR, rate_range
+from .words import CLEAR, EDGE, rate_text, seeds_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .entries import Entry
+    from .results import Results, Run
+
+LISTED = 12  # runs by name; beyond, results.json has them
+
+
+def of_best(
+    results: Results, pairs: Sequence[tuple[Entry, Entry | None]], intervals: tuple[int, int]
+) -> tuple[str, ...]:
+    """Under the table of best rates.
+
+    Args:
+        results: of the comparison.
+        pairs: each entry and what it is compared with.
+        intervals: how many there are, and how many leave zero out.
+
+    Returns:
+        Sentences; those that do not apply are left out.
+    """
+    entries = [entry for entry, _ in pairs]
+    sentences = [
+        _seeds(entries),
+        _chosen(results),
+        _not_searched(entries),
+        _edges(results, entries),
+        _difference(results, pairs, intervals),
+        _other_rank(pairs),
+        _steps(results),
+        _range(results),
+        _survivors(entries),
+    ]
+    return (*(sentence for sentence in sentences if sentence), *unfinished(results))
+
+
+def of_rates(results: Results, where: str) -> tuple[str, ...]:
+    """Under a table of all rates.
+
+    Args:
+        results: of the comparison.
+        where: the rows that it shows.
+
+    Returns:
+        Sentences.
+    """
+    chosen = f"← the best rate, chosen by validation {_measure(results)}"
+    other = "" if where == "validation" else ", which need not be the best on these rows"
+    return (
+        "In brackets: how many seeds the mean is of, and which runs are not in it.",
+        f"{chosen}{other}.",
+    )
+
+
+def of_auto(results: Results) -> tuple[str, ...]:
+    """Under the table of suggested rates.
+
+    Args:
+        results: of the comparison.
+
+    Returns:
+        Sentences.
+    """
+    difference = (
+        "Δ is the suggested rate's result minus that of the searched best with the same seed [95 % bootstrap interval "
+        f"over {shown_rows(results)} rows]; {CLEAR}: zero lies outside."
+    )
+    return (
+        "Suggested rate: geometric mean over seeds, with the lowest and the highest.",
+        difference,
+        "The searched best has the advantage of the search: it is the best of several runs, the suggestion is one.",
+    )
+
+
+def unfinished(results: Results) -> tuple[str, ...]:
+    """What is missing in a comparison, a sentence each.
+
+    Args:
+        results: of the comparison.
+
+    Returns:
+        Entries without a best rate, a reference without one, and the runs that are not done; empty if all is there.
+    """
+    found = []
+    entries = entries_of(results)
+    if not entries:
+        found.append("No run is there yet.")
+    elif not any(entry.variant == results.reference and entry.best for entry in entries):
+        found.append(f"{results.reference}, the reference, has no finished run: nothing is compared with it.")
+    if without := [entry.name for entry in entries if not entry.best]:
+        found.append(f"No finished run at a best learning rate: {_listed(without)}.")
+    by_status = Counter(run.status for run in results.runs)
+    for status in ("diverged", "failed"):
+        runs = [f"{named(run)} ({run.problem or 'no reason kept'})" for run in results.runs if run.status == status]
+        if runs:
+            found.append(f"{by_status[status]} of {len(results.runs)} runs {status}: {_listed(runs)}.")
+    if missing := [named(run) for run in results.runs if run.status == "missing"]:
+        found.append(f"{len(missing)} of {len(results.runs)} runs are not carried out yet: {_listed(missing)}.")
+    return tuple(found)
+
+
+def named(run: Run) -> str:
+    """A run by what tells it from the others."""
+    rank = "" if run.rank is None else f", rank {run.rank}"
+    rate = "auto" if run.is_auto else rate_text(run.learning_rate)
+    return f"{run.variant}{rank}, rate {rate}, seed {run.seed}"
+
+
+def _seeds(entries: Iterable[Entry]) -> str:
+    counts = sorted({len(entry.best) for entry in entries if entry.best})
+    if not counts:
+        return ""
+    if counts == [1]:
+        return "(1 seed): one seed has no standard deviation, and another seed may turn the order around."
+    between = seeds_text(counts[0]) if len(counts) == 1 else f"{counts[0]} to {seeds_text(counts[-1])}"
+    rough = ": the spread is a rough guess" if counts[0] < 10 else ""
+    alone = "; (1 seed) has none" if counts[0] == 1 else ""
+    return f"± is the standard deviation over seeds (n - 1){alone}. {between}{rough}."
+
+
+def _chosen(results: Results) -> str:
+    best = "lowest" if results.chosen_by == "loss" else "highest"
+    text = f"The best learning rate has the {best} {_measure(results)} on validation rows"
+    if shown_rows(results) == "test":
+        return f"{text}; test rows had no part in choosing it."
+    return f"{text}. No test row was measured: what is shown are the same validation rows, so the best looks too good."
+
+
+def _measure(results: Results) -> str:
+    return "loss" if results.chosen_by == "loss" else results.score
+
+
+def _not_searched(entries: Iterable[Entry]) -> str:
+    single = [entry.name for entry in entries if entry.best and len(entry.tried) == 1]
+    if not single:
+        return ""
+    return (
+        f"Learning rate not searched (one rate tried): {_listed(single)}. At a common rate the order says more about "
+        "the rate than about the methods."
+    )
+
+
+def _edges(results: Results, entries: Sequence[Entry]) -> str:
+    ranges = [(entry, rate_range(entry, results.chosen_by)) for entry in entries]
+    outside = [entry.name for entry in entries if entry.best_rate is not None and not entry.is_inside]
+    going_on = [entry.name for entry, found in ranges if found is not None and found.at_edge]
+    parts = [
+        f"a better rate may lie outside for {_listed(outside)}" if outside else "",
+        f"the range of good rates may go on for {_listed(going_on)}" if going_on else "",
+    ]
+    said = "; ".join(part for part in parts if part)
+    return f"{EDGE} at the lowest or the highest rate tried: {said}." if said else ""
+
+
+def _difference(results: Results, pairs: Sequence[tuple[Entry, Entry | None]], intervals: tuple[int, int]) -> str:
+    count, clear = intervals
+    if not count:
+        return ""
+    least = min(
+        len({run.seed for run in entry.best} & {run.seed for run in reference.best})
+        for entry, reference in pairs
+        if reference is not None and reference is not entry and entry.best
+    )
+    unit = "in percentage points, " if results.is_share and headline(results) == "score" else ""
+    return (
+        f"Δ is the difference to {results.reference} at its own best rate, {unit}with its 95 % bootstrap interval: "
+        f"{shown_rows(results)} rows drawn anew, in pairs of one row and one seed ({seeds_text(least)} at least). It "
+        f"covers the draw of the rows, not that of the seeds. {CLEAR}: zero lies outside ({clear} of {count} "
+        "intervals; by chance alone about one in twenty would)."
+    )
+
+
+def _other_rank(pairs: Sequence[tuple[Entry, Entry | None]]) -> str:
+    others = [
+        f"{entry.name} with {reference.name}"
+        for entry, reference in pairs
+        if entry.best and reference is not None and reference.rank != entry.rank
+    ]
+    return f"Compared across ranks: {_listed(others)}." if others else ""
+
+
+def _steps(results: Results) -> str:
+    return (
+        f"Steps to the reference's end: training steps until the training loss (mean of {WINDOW} logging steps) is "
+        f"down to where that of {results.reference} with the same seed ends; mean over the seeds that get there."
+    )
+
+
+def _range(results: Results) -> str:
+    return (
+        "Range of good rates: highest over lowest of the neighbouring rates around the best one whose validation "
+        f"{_measure(results)} is within {100 * NEAR:g} % (relative) of the best; 1x is the best rate alone."
+    )
+
+
+def _survivors(entries: Iterable[Entry]) -> str:
+    found = [entry.name for entry in entries if entry.best_rate and len(entry.best) < len(entry.at(entry.best_rate))]
+    return f"Means without the seeds that are not done at the best rate: {_listed(found)}." if found else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = "" if len(names) <= LISTED else f"; and {len(names) - LISTED} more, in results.json"
+    return "; ".join(names[:LISTED]) + more
