@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .results import Results, Run
 
 WIDTH, HEIGHT = 10.0, 5.5  # inches
-OPACITY = 0.1  # of a band
+OPACITY, OPACITY_TOGETHER = 0.15, 0.7  # of a band; of all together at most
 ASIDE = 1.012  # factor between the points of two variants at one rate
 LEVEL: Dash = ":"  # of a variant without a rank
 DIVERGED = r"$\infty$"
@@ -106,11 +106,12 @@ def draw_losses(results: Results, entries: Sequence[Entry], title: str) -> Figur
     styles = styles_of(results)
     drawn = [(entry, _band(curves)) for entry in entries if (curves := _curves(entry))]
     bands = [band for _, band in drawn]
+    opacity = min(OPACITY, OPACITY_TOGETHER / len(bands))
     for entry, band in drawn:
         style = styles[entry.variant]
         for axes in (whole, end):
             axes.plot(band.steps, band.mean, style.dash, color=style.colour, linewidth=1.8)
-            axes.fill_between(band.steps, band.low, band.high, color=style.colour, alpha=OPACITY, linewidth=0)
+            axes.fill_between(band.steps, band.low, band.high, color=style.colour, alpha=opacity, linewidth=0)
     last = max(band.steps[-1] for band in bands)
     late = [each for band in bands for each in band.after(last / 2)]
     margin = 0.05 * (max(late) - min(late)) or 0.1

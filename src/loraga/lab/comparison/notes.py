@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from ..curves import WINDOW
 from .entries import entries_of, headline, shown_rows
 from .statistics import NEAR, rate_range
-from .words import CLEAR, EDGE, rate_text, seeds_text
+from .words import CLEAR, EDGE, seeds_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .entries import Entry
-    from .results import Results, Run
+    from .results import Results
 
-LISTED = 12  # runs by name; beyond, results.json has them
+LISTED = 12  # names; beyond, the table itself has them
 
 
 def of_best(
@@ -85,6 +85,26 @@ def of_auto(results: Results) -> tuple[str, ...]:
     )
 
 
+def short(results: Results) -> tuple[str, ...]:
+    """Under the table on a console: what must not be missed, and where the rest is said.
+
+    Args:
+        results: of the comparison.
+
+    Returns:
+        Sentences.
+    """
+    entries = [entry for entry in entries_of(results) if entry.best]
+    if not entries:
+        return ()
+    found = [_seeds(entries), _chosen(results), _not_searched(entries), _edges(results, entries)]
+    difference = (
+        f"Δ: difference to {results.reference} [95 % interval over {shown_rows(results)} rows, not over seeds]; "
+        f"{CLEAR}: zero lies outside."
+    )
+    return (*(sentence for sentence in found if sentence), difference)
+
+
 def unfinished(results: Results) -> tuple[str, ...]:
     """What is missing in a comparison, a sentence each.
 
@@ -92,7 +112,7 @@ def unfinished(results: Results) -> tuple[str, ...]:
         results: of the comparison.
 
     Returns:
-        Entries without a best rate, a reference without one, and the runs that are not done; empty if all is there.
+        Entries without a best rate, a reference without one, and how many runs are not done; empty if all is there.
     """
     found = []
     entries = entries_of(results)
@@ -102,21 +122,11 @@ def unfinished(results: Results) -> tuple[str, ...]:
         found.append(f"{results.reference}, the reference, has no finished run: nothing is compared with it.")
     if without := [entry.name for entry in entries if not entry.best]:
         found.append(f"No finished run at a best learning rate: {_listed(without)}.")
-    by_status = Counter(run.status for run in results.runs)
-    for status in ("diverged", "failed"):
-        runs = [f"{named(run)} ({run.problem or 'no reason kept'})" for run in results.runs if run.status == status]
-        if runs:
-            found.append(f"{by_status[status]} of {len(results.runs)} runs {status}: {_listed(runs)}.")
-    if missing := [named(run) for run in results.runs if run.status == "missing"]:
-        found.append(f"{len(missing)} of {len(results.runs)} runs are not carried out yet: {_listed(missing)}.")
+    by_status = Counter(run.status for run in results.runs if run.status != "done")
+    if by_status:
+        counts = ", ".join(f"{count} {status}" for status, count in by_status.items())
+        found.append(f"Of {len(results.runs)} runs, these are not done: {counts} (table of unfinished runs).")
     return tuple(found)
-
-
-def named(run: Run) -> str:
-    """A run by what tells it from the others."""
-    rank = "" if run.rank is None else f", rank {run.rank}"
-    rate = "auto" if run.is_auto else rate_text(run.learning_rate)
-    return f"{run.variant}{rank}, rate {rate}, seed {run.seed}"
 
 
 def _seeds(entries: Iterable[Entry]) -> str:
@@ -212,5 +222,5 @@ def _survivors(entries: Iterable[Entry]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = "" if len(names) <= LISTED else f"; and {len(names) - LISTED} more, in results.json"
+    more = "" if len(names) <= LISTED else f"; and {len(names) - LISTED} more"
     return "; ".join(names[:LISTED]) + more

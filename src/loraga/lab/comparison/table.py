@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 Value = str | float | int | bool | None
 
@@ -78,7 +78,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
 
-    def only(self, headings: tuple[str, ...]) -> Table:
+    def only(self, headings: Collection[str]) -> Table:
         """The same with the columns of these headings alone."""
         kept = [place for place, column in enumerate(self.columns) if column.heading in headings]
         columns = tuple(self.columns[place] for place in kept)

@@ -43,7 +43,7 @@ def tables_of(results: Results) -> tuple[Table, ...]:
 
     Returns:
         Each variant at its best rate; every rate on the shown rows, and on validation rows where these are others;
-        suggested rates where there are some.
+        suggested rates where there are some; unfinished runs where there are some.
     """
     where = shown_rows(results)
     found = [best_table(results), rates_table(results, where)]
@@ -51,6 +51,8 @@ def tables_of(results: Results) -> tuple[Table, ...]:
         found.append(rates_table(results, "validation"))
     if any(run.is_auto for run in results.runs):
         found.append(auto_table(results))
+    if any(run.status != "done" for run in results.runs):
+        found.append(unfinished_table(results))
     return tuple(found)
 
 
@@ -176,6 +178,42 @@ def auto_table(results: Results) -> Table:
     return Table("auto", title, tuple(columns), tuple(rows), notes.of_auto(results))
 
 
+def unfinished_table(results: Results) -> Table:
+    """The runs that are not done, with the reasons.
+
+    Args:
+        results: of the comparison.
+
+    Returns:
+        A row for each run that diverged, failed, or is missing.
+    """
+    columns = (
+        Column("method", ("variant",), is_number=False),
+        Column("rank", ("rank",)),
+        Column("learning rate", ("learning_rate", "is_auto")),
+        Column("seed", ("seed",)),
+        Column("what became of it", ("status",), is_number=False),
+        Column("why", ("problem",), is_number=False),
+    )
+    rows = tuple(
+        (
+            Cell(run.variant, (run.variant,)),
+            _plain(run.rank, "{}"),
+            Cell("auto" if run.is_auto else rate_text(run.learning_rate), (run.learning_rate, run.is_auto)),
+            _plain(run.seed, "{}"),
+            Cell(run.status, (run.status,)),
+            Cell(run.problem or NOTHING, (run.problem,)),
+        )
+        for run in results.runs
+        if run.status != "done"
+    )
+    explained = (
+        "Diverged: the loss was not finite any more, which is a result; failed: the run ended for another reason; "
+        "missing: it is not carried out yet."
+    )
+    return Table("unfinished", "Unfinished runs", columns, rows, (explained,))
+
+
 @dataclass(frozen=True)
 class Compared:
     """An entry, and what its runs at the best rate say beside the reference's; None where that cannot be said."""
@@ -233,9 +271,7 @@ def _best_row(compared: Compared, results: Results) -> tuple[Cell, ...]:
 
 
 def _head(entry: Entry) -> tuple[Cell, Cell]:
-    return Cell(entry.variant, (entry.variant,)), Cell(
-        NOTHING if entry.rank is None else f"{entry.rank}", (entry.rank,)
-    )
+    return Cell(entry.variant, (entry.variant,)), _plain(entry.rank, "{}")
 
 
 def _rate(entry: Entry) -> Cell:
