@@ -7,6 +7,7 @@ import gguf
 import pytest
 import torch
 from transformers import T5ForConditionalGeneration
+from transformers.utils import is_gguf_available
 
 from loraga.lab import smollm2
 from loraga.lab.base_model import BaseModel
@@ -255,9 +256,17 @@ def test_a_name_that_leads_nowhere_is_one_line(tmp_path, monkeypatch, name, load
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_package_is_one_line_too(gguf_file, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
+@pytest.fixture
+def without_gguf(monkeypatch):
+    """As if the package were not installed; transformers remembers what it found, so it is made to forget it."""
+    is_gguf_available.cache_clear()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    yield
+    is_gguf_available.cache_clear()
 
+
+@pytest.mark.usefixtures("without_gguf")
+def test_a_missing_package_is_one_line_too(gguf_file):
     with pytest.raises(DataError, match=r"^the configuration of \S+/tiny\.gguf cannot be loaded: .*gguf"):
         BaseModel(str(gguf_file)).load()
 
