@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from .evaluation import Evaluation, evaluate
 from .preparation import Prepared, digest_of, prepare
 from .quiet import quiet_libraries
 from .recipe_file import recipe_values
-from .run_folder import BASE, EVALUATION, folder_of, result_name
+from .run_folder import BASE, EVALUATION, VALIDATION, folder_of, result_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +28,24 @@ if TYPE_CHECKING:
     from .examples import Example
     from .progress import Progress
     from .recipe import Recipe
+    from .run_folder import RunFolder
 
 EVALUATION_KEYS = (
-    *("model", "dtype", "data", "data_options", "split", "held_out", "held_out_split", "held_out_rows", "prompt"),
-    *("target", "chat", "template", "sequence_length", "too_long", "seed", "data_seed", "metric"),
-    *("per_device_eval_batch_size", "max_new_tokens", "temperature", "top_p"),
+    *("model", "dtype", "data", "data_options", "split", "held_out", "held_out_options", "held_out_split"),
+    *(
+        "held_out_rows",
+        "prompt",
+        "target",
+        "labels",
+        "chat",
+        "template",
+        "sequence_length",
+        "too_long",
+        "seed",
+        "data_seed",
+        "metric",
+    ),
+    *("per_device_eval_batch_size", "max_new_tokens", "samples", "temperature", "top_p"),
 )
 MERGEABLE = torch.float32  # in half precision a merged weight rounds the adapter away
 
@@ -109,6 +122,35 @@ def evaluate_saved(
     settings = evaluation_settings(recipe, saved, prepared.held_out)
     model = load_saved(recipe, saved)
     return evaluate(model, prepared.tokenizer, prepared.held_out, recipe, file, settings, progress)
+
+
+def evaluate_result(
+    recipe: Recipe, prepared: Prepared, folder: RunFolder, progress: Progress
+) -> dict[str, Evaluation | None]:
+    """Measures a run's saved result on the rows for validation and on the held-out rows.
+
+    Args:
+        recipe: the run's.
+        prepared: its rows.
+        folder: the run's; the single rows go there.
+        progress: told the rows that are done.
+
+    Returns:
+        {"validation": loss, and with validation_metric the metric; "held_out": loss and metric}; None for no rows.
+    """
+    plain = recipe if recipe.validation_metric else replace(recipe, metric="none", samples=1)
+    parts = {
+        "validation": (prepared.validation, plain, VALIDATION, "validation"),
+        "held_out": (prepared.held_out, recipe, EVALUATION, "evaluation"),
+    }
+    found: dict[str, Evaluation | None] = dict.fromkeys(parts)
+    saved = folder / result_name(recipe)
+    model = load_saved(recipe, saved) if any(rows for rows, *_ in parts.values()) else None
+    for part, (rows, asked, file, what) in parts.items():
+        if rows:
+            settings = evaluation_settings(asked, saved, rows)
+            found[part] = evaluate(model, prepared.tokenizer, rows, asked, folder / file, settings, progress, what)
+    return found
 
 
 def evaluation_settings(recipe: Recipe, saved: Path | None, rows: Sequence[Example]) -> dict[str, Any]:

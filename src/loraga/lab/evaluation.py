@@ -1,6 +1,6 @@
-"""Held-out loss, and answers that are generated and judged, row by row.
+"""The loss on rows that were not trained on, and answers that are judged, row by row.
 
-    rows --batches--> loss of the target tokens, answer, right or not --a line each--> evaluation.jsonl --> Evaluation
+    rows --batches--> loss of the target tokens, answers, score --a line each--> evaluation.jsonl --> Evaluation
 
 A batch is a line for each of its rows, written when the batch is done: the same command goes on after the last one.
 What is sampled is seeded by the batch, so that it does not depend on where an earlier call stopped.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,17 +19,23 @@ from transformers import GenerationConfig
 
 from .errors import SettingsError
 from .examples import IGNORED, collator_for, on_device, padding, prompt_batch
+from .label_words import label_words
 from .metrics import METRICS
 from .run_folder import read_lines, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from .examples import Example
+    from .label_words import LabelWords
     from .progress import Progress
+    from .prompts import Prompted
     from .recipe import Recipe
 
+SAMPLE_STRIDE = 1_000_003  # between the seeds of a batch's samples: more than a data set has rows
 CONFIDENCE = 1.96  # standard errors, for 95 %
 # what a GenerationConfig leaves open is filled from the model's own, which may search beams or punish repetition
 PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}
@@ -43,8 +49,11 @@ class Evaluation:
         rows: how many.
         loss: mean over all target tokens, in nats.
         terms: how many target tokens.
-        metric: how answers were judged; "none" if none was generated.
-        right: how many answers were right, or None.
+        metric: how answers were judged; "none" if none was.
+        score: mean over the rows' scores, or None.
+        scores: further figures of the metric by name.
+        right: how many answers were right, or None; also where an answer is more than right or wrong, or a row has
+            several.
         low: lower end of Wilson's 95 % interval of right / rows, or None.
         high: its upper end, or None.
     """
@@ -53,6 +62,8 @@ class Evaluation:
     loss: float
     terms: int
     metric: str = "none"
+    score: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
     right: int | None = None
     low: float | None = None
     high: float | None = None
@@ -75,6 +86,7 @@ def evaluate(
     file: Path,
     settings: Mapping[str, Any],
     progress: Progress,
+    what: str = "evaluation",
 ) -> Evaluation:
     """Measures a model on rows, in eval mode.
 
@@ -86,6 +98,7 @@ def evaluate(
         file: JSON lines; its first line holds the settings, and what it holds is not done again.
         settings: what the lines depend on, as JSON values.
         progress: told the rows that are done.
+        what: what that is called there.
 
     Returns:
         Loss and metric over all rows.
@@ -95,17 +108,18 @@ def evaluate(
     """
     size = recipe.per_device_eval_batch_size
     done = _done_before(file, settings, size, len(examples))
-    progress.begin("evaluation", len(examples), len(done))
+    progress.begin(what, len(examples), len(done))
+    words = label_words(tokenizer, examples[0].prompted, recipe) if _by_label_words(recipe) else None
     batches = [examples[start : start + size] for start in range(len(done), len(examples), size)]
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            lines = _judged(model, tokenizer, batch, recipe, first_row=len(done))
+            lines = _judged(model, tokenizer, batch, recipe, words, first_row=len(done))
             with file.open("a", encoding="utf-8") as stream:
                 stream.write("".join(json.dumps(line) + "\n" for line in lines))
             done += lines
-            progress.advance(len(batch), f"evaluation: row {len(done)} of {len(examples)}")
+            progress.advance(len(batch), f"{what}: row {len(done)} of {len(examples)}")
     finally:
         model.train(was_training)
     return summary(done, recipe.metric)
@@ -115,10 +129,15 @@ def summary(lines: Sequence[Mapping[str, Any]], metric: str) -> Evaluation:
     """Sums up the lines of single rows."""
     terms = sum(line["terms"] for line in lines)
     loss = sum(line["loss"] * line["terms"] for line in lines) / terms
-    if METRICS[metric].is_right is None:
+    judged = METRICS[metric]
+    if judged.judged_by == "nothing":
         return Evaluation(len(lines), loss, terms)
+    score = sum(line["score"] for line in lines) / len(lines)
+    scores = {} if judged.figures is None else dict(judged.figures(lines))
+    if not all("right" in line for line in lines):
+        return Evaluation(len(lines), loss, terms, metric, score, scores)
     right = sum(line["right"] for line in lines)
-    return Evaluation(len(lines), loss, terms, metric, right, *wilson_interval(right, len(lines)))
+    return Evaluation(len(lines), loss, terms, metric, score, scores, right, *wilson_interval(right, len(lines)))
 
 
 def wilson_interval(right: int, rows: int) -> tuple[float, float]:
@@ -150,31 +169,72 @@ def _done_before(file: Path, settings: Mapping[str, Any], size: int, rows: int) 
     return done
 
 
+def _by_label_words(recipe: Recipe) -> bool:
+    return METRICS[recipe.metric].judged_by == "label_words"
+
+
 def _judged(
-    model: Any, tokenizer: Any, batch: Sequence[Example], recipe: Recipe, first_row: int
+    model: Any, tokenizer: Any, batch: Sequence[Example], recipe: Recipe, words: LabelWords | None, first_row: int
 ) -> list[dict[str, Any]]:
-    losses, terms = _losses(model, tokenizer, batch)
+    logits, labels = _at_targets(model, tokenizer, batch)
     lines = [
         {"row": first_row + row, "loss": loss, "terms": count}
-        for row, (loss, count) in enumerate(zip(losses, terms, strict=True))
+        for row, (loss, count) in enumerate(zip(*_losses(logits, labels), strict=True))
     ]
-    is_right = METRICS[recipe.metric].is_right
-    if is_right is None:
+    metric = METRICS[recipe.metric]
+    if words is not None:
+        said = [_said(each, words) for each in words.probabilities(logits, labels).tolist()]
+    elif metric.judge is not None:
+        said = _answered(model, tokenizer, batch, recipe, metric.judge, seed=recipe.seed + first_row)
+    else:
         return lines
-    answers = generate(model, tokenizer, batch, recipe, seed=recipe.seed + first_row)
-    return [
-        {**line, "answer": answer, "target": each.prompted.target, "right": is_right(answer, each.prompted.target)}
-        for line, answer, each in zip(lines, answers, batch, strict=True)
-    ]
+    made = []
+    for line, answer, each in zip(lines, said, batch, strict=True):
+        target = each.prompted.target
+        if words is not None:
+            answer["score"] = float(answer["answer"] == target)
+        right = {"right": answer["score"] == 1} if metric.is_binary and "answer" in answer else {}
+        made.append({**line, **answer, "target": target, **right})
+    return made
+
+
+def _said(probabilities: Sequence[float], words: LabelWords) -> dict[str, Any]:
+    best = max(range(len(probabilities)), key=lambda place: probabilities[place])
+    named = dict(zip(words.labels, probabilities, strict=True))
+    return {"answer": words.labels[best], "probabilities": named}
+
+
+def _answered(
+    model: Any,
+    tokenizer: Any,
+    batch: Sequence[Example],
+    recipe: Recipe,
+    judge: Callable[[str, Prompted], float],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Each row's answers with their scores: one as `answer`, several as `answers` and `scores`, in order."""
+    seeds = range(seed, seed + recipe.samples * SAMPLE_STRIDE, SAMPLE_STRIDE)
+    drawn = [generate(model, tokenizer, batch, recipe, seed=each) for each in seeds]
+    made: list[dict[str, Any]] = []
+    for example, answers in zip(batch, zip(*drawn, strict=True), strict=True):
+        scores = [judge(answer, example.prompted) for answer in answers]
+        if recipe.samples == 1:
+            made.append({"answer": answers[0], "score": scores[0]})
+        else:
+            made.append({"answers": list(answers), "scores": scores, "score": sum(scores) / len(scores)})
+    return made
 
 
 @torch.no_grad()
-def _losses(model: Any, tokenizer: Any, batch: Sequence[Example]) -> tuple[list[float], list[int]]:
-    """Each row's mean loss, and how many target tokens it is the mean of."""
+def _at_targets(model: Any, tokenizer: Any, batch: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, vocabulary) in float32, and the labels (B, T) that they predict."""
     tensors = on_device(model, collator_for(tokenizer, model)(batch))
     logits, labels = model(**tensors).logits.float(), tensors["labels"]
-    if not model.config.is_encoder_decoder:
-        logits, labels = logits[:, :-1], labels[:, 1:]
+    return (logits, labels) if model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
+
+
+def _losses(logits: Tensor, labels: Tensor) -> tuple[list[float], list[int]]:
+    """Each row's mean loss, and how many target tokens it is the mean of."""
     each = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")  # (B, T)
     terms = (labels != IGNORED).sum(dim=1)
     return (each.sum(dim=1) / terms).tolist(), terms.tolist()

@@ -1,23 +1,48 @@
-"""How a generated answer is judged against the right one; one function and one entry a metric."""
+"""How answers are judged against the right ones; one entry a metric."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .prompts import Prompted
+
+    Line = Mapping[str, Any]  # of evaluation.jsonl
 
 _NUMBER = re.compile(r"(?:(?<!\d)[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: one sentence on it, and the function (answer, target) -> right, or None if nothing is judged."""
+    """A metric.
+
+    Attributes:
+        what: one sentence on it.
+        judged_by: what a row's score is made from: nothing, answers that are generated, or the probabilities of the
+            label words where the target begins.
+        judge: (answer, row) -> score of a generated answer, from 0 to 1 where `is_binary`.
+        is_binary: whether an answer is right (1) or wrong (0) and nothing between: a share of right ones has Wilson's
+            interval.
+        columns: columns of a row that `judge` reads beside the target, by `row.columns`.
+        figures: lines -> further figures by name.
+    """
 
     what: str
-    is_right: Callable[[str, str], bool] | None
+    judged_by: Literal["nothing", "answers", "label_words"] = "nothing"
+    judge: Callable[[str, Prompted], float] | None = None
+    is_binary: bool = True
+    columns: tuple[str, ...] = ()
+    figures: Callable[[Sequence[Line]], Mapping[str, float]] | None = None
+
+
+def compared(is_right: Callable[[str, str], bool]) -> Callable[[str, Prompted], float]:
+    """A judge from a comparison of the answer with the target."""
+    return lambda answer, row: float(is_right(answer, row.target))
 
 
 def exact_match(answer: str, target: str) -> bool:
@@ -41,8 +66,37 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
+def answers_of(line: Line) -> list[str]:
+    """The answers that a line holds: one as `answer`, several as `answers`."""
+    return list(line["answers"]) if "answers" in line else [line["answer"]]
+
+
+def matthews(lines: Sequence[Line]) -> dict[str, float]:
+    """Matthews' correlation of what was said with what is right, for any number of classes (Gorodkin 2004).
+
+    R = cov(said, right) / sqrt(cov(said, said) cov(right, right)), the covariances summed over the classes; 0 where one
+    of the two is always the same.
+    """
+    said, right = [line["answer"] for line in lines], [line["target"] for line in lines]
+    product = math.sqrt(_covariance(said, said) * _covariance(right, right))
+    return {"matthews": _covariance(said, right) / product if product else 0.0}
+
+
+def _covariance(first: Sequence[str], second: Sequence[str]) -> float:
+    """rows^2 times the covariance of two classifications, as indicators, summed over the classes: a whole number."""
+    together = sum(one == other for one, other in zip(first, second, strict=True))
+    return len(first) * together - sum(first.count(name) * second.count(name) for name in set(first))
+
+
 METRICS = {
-    "none": Metric("only the loss is measured", None),
-    "exact_match": Metric("the answer is the target, but for space around it", exact_match),
-    "final_number": Metric("the last number of the answer equals that of the target (GSM8K)", final_number),
+    "none": Metric("only the loss is measured"),
+    "exact_match": Metric("the answer is the target, but for space around it", "answers", compared(exact_match)),
+    "final_number": Metric(
+        "the last number of the answer equals that of the target", "answers", compared(final_number)
+    ),
+    "label_word": Metric(
+        "the label word of the highest probability where the target begins is the right one",
+        "label_words",
+        figures=matthews,
+    ),
 }

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, SettingsError
-from .recipe_check import nearest
-from .task import GYM
+from .gym_task import GYM
+from .metrics import METRICS
+from .rows import require_column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,11 +49,13 @@ class Prompted:
         segments: the parts; the first is a prompt and the last a target.
         from_template: whether a chat template wrote them, which then holds every special token.
         row: the row's number in its data, from 1; 0 if it has none.
+        columns: those of its columns that the metric reads.
     """
 
     segments: tuple[Segment, ...]
     from_template: bool
     row: int = 0
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
@@ -66,14 +69,17 @@ class Prompted:
         return (last.text if last.answer is None else last.answer).strip()
 
 
-def make_prompted(rows: Sequence[Mapping[str, Any]], recipe: Recipe, tokenizer: Any, name: str) -> list[Prompted]:
+def make_prompted(
+    rows: Sequence[Mapping[str, Any]], recipe: Recipe, tokenizer: Any, name: str, judged: bool = False
+) -> list[Prompted]:
     """Writes rows as text.
 
     Args:
         rows: {column: value} each.
-        recipe: says which columns are prompt, target or chat, and whether the model's template is used.
+        recipe: says which columns are prompt, target or chat, whether the model's template is used, and the metric.
         tokenizer: the model's, for its template.
         name: the data that the rows come from, for messages.
+        judged: whether answers to them are judged, so that they need the columns that the metric reads.
 
     Returns:
         One text a row, in order.
@@ -83,14 +89,16 @@ def make_prompted(rows: Sequence[Mapping[str, Any]], recipe: Recipe, tokenizer: 
         SettingsError: if the recipe asks for a template that the tokenizer has not, or a text's braces are wrong.
     """
     write = _writer(recipe, tokenizer)
+    kept = METRICS[recipe.metric].columns if judged else ()
     made = []
     for position, row in enumerate(rows, start=1):
         number = getattr(row, "number", position)
         try:
             segments = write(row)
+            columns = {column: _value(row, column) for column in kept}
         except DataError as cause:
             raise DataError(f"row {number} of {name} {cause}") from cause
-        made.append(Prompted(segments, segments[-1].answer is not None, number))
+        made.append(Prompted(segments, segments[-1].answer is not None, number, columns))
     return made
 
 
@@ -111,6 +119,8 @@ def _writer(recipe: Recipe, tokenizer: Any) -> Callable[[Mapping[str, Any]], tup
         asked, answer = prompt.fill(row), target.fill(row)
         if not answer.strip():
             raise DataError("has no target")
+        if recipe.labels is not None:
+            answer = _with_label(answer, recipe.labels)
         if recipe.template == "none" or not has_template:
             return Segment(asked, is_target=False), Segment(answer, is_target=True)
         return _of_chat([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}], tokenizer)
@@ -149,6 +159,17 @@ class _Pattern:
         return "".join(text + ("" if column is None else _as_text(row, column)) for text, column in self.parts)
 
 
+def _with_label(target: str, labels: Sequence[str]) -> str:
+    """The target with its label word: it is one, or its place in the list."""
+    said = target.strip()
+    if said in labels:
+        return target
+    if not said.isdecimal() or int(said) >= len(labels):
+        places = ", ".join(f"{place} {label}" for place, label in enumerate(labels))
+        raise DataError(f"has the target {said!r}, which is none of labels ({places})")
+    return target.replace(said, labels[int(said)])
+
+
 def _as_text(row: Mapping[str, Any], column: str) -> str:
     value = _value(row, column)
     if isinstance(value, (list, dict)):
@@ -157,11 +178,8 @@ def _as_text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    if column in row:
-        return row[column]
-    meant = nearest(column, row)
-    hint = f"; did you mean {meant}?" if meant else ""
-    raise DataError(f"has no column {column} (its columns: {', '.join(map(str, row)) or 'none'}){hint}")
+    require_column(row, column)
+    return row[column]
 
 
 def _messages(value: Any, column: str) -> list[Message]:

@@ -16,13 +16,15 @@ from pydantic.dataclasses import dataclass
 
 from .methods import METHODS
 from .metrics import METRICS
+from .tasks import TASKS
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 if TYPE_CHECKING:
     Method: TypeAlias = str
     Metric: TypeAlias = str
-else:  # read at run time, so that a method or a metric is one entry where the others are
-    Method, Metric = Literal[tuple(METHODS)], Literal[tuple(METRICS)]
+    TaskName: TypeAlias = str
+else:  # read at run time, so that a method, a metric or a task is one entry where the others are
+    Method, Metric, TaskName = Literal[tuple(METHODS)], Literal[tuple(METRICS)], Literal[tuple(TASKS)]
 
 
 def _key(group: str, text: str, **limits: Any) -> Any:
@@ -48,6 +50,10 @@ class Recipe:
     dtype: Annotated[Dtype, _key("model", "of the base model's weights; auto: as they were saved")] = "float32"
     trust_remote_code: Annotated[bool, _key("model", "run Python code that comes with the model")] = False
 
+    task: Annotated[
+        TaskName | None,
+        _key("data", "sets data, prompt, target, metric and more where the recipe says nothing of them"),
+    ] = None
     data_options: Annotated[
         dict[str, Any],
         _key("data", "options of datasets.load_dataset, such as {name: main}, or settings of a reasoning-gym task"),
@@ -59,14 +65,28 @@ class Recipe:
     held_out: Annotated[
         str | None, _key("data", "data to evaluate on, given like data; without it, rows are taken out of data")
     ] = None
+    held_out_options: Annotated[
+        dict[str, Any] | None, _key("data", "data_options of held_out; without it, those of data where both are alike")
+    ] = None
     held_out_split: Annotated[str, _key("data", "split of a hub data set to evaluate on")] = "test"
     held_out_rows: Annotated[
         int | None, _key("data", "evaluate on so many rows at most; without held_out and this, on none", ge=1)
     ] = None
+    validation_rows: Annotated[
+        int | None, _key("data", "rows taken out of data to choose settings by, evaluated after training", ge=1)
+    ] = None
+    overlap: Annotated[
+        Literal["error", "drop"],
+        _key("data", "training rows that held_out holds too: an error, or left out of training"),
+    ] = "error"
     prompt: Annotated[
         str | None, _key("data", 'column of the prompt, or a text with columns in braces: "Question: {question}\\n"')
     ] = None
     target: Annotated[str | None, _key("data", "column of the target, or a text with columns in braces")] = None
+    labels: Annotated[
+        list[str] | None,
+        _key("data", "label words; the target is one of them, or its place in the list, from 0", min_length=2),
+    ] = None
     chat: Annotated[
         str | None, _key("data", "column of a chat: a list of {role, content}; the assistant's turns are the targets")
     ] = None
@@ -115,9 +135,11 @@ class Recipe:
     seed: Annotated[int, _key("training", "of the adapter, the start and the training", ge=0)] = 0
     data_seed: Annotated[int | None, _key("training", "of which rows, and their order; without it, seed", ge=0)] = None
 
-    metric: Annotated[Metric, _key("evaluation", "how a generated answer is judged")] = "none"
+    metric: Annotated[Metric, _key("evaluation", "how an answer is judged")] = "none"
+    validation_metric: Annotated[bool, _key("evaluation", "judge answers to the validation rows too")] = False
     per_device_eval_batch_size: Annotated[int, _key("evaluation", "rows of a batch", ge=1)] = 16
     max_new_tokens: Annotated[int, _key("evaluation", "tokens of a generated answer at most", ge=1)] = 256
+    samples: Annotated[int, _key("evaluation", "answers that are generated for a row", ge=1)] = 1
     temperature: Annotated[float, _key("evaluation", "0: greedy; above: sampled", ge=0)] = 0.0
     top_p: Annotated[float, _key("evaluation", "sample from the likeliest tokens of this total", gt=0, le=1)] = 1.0
 
@@ -157,6 +179,7 @@ def contradictions(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
     return {
         **_of_columns(recipe, chosen),
         **_of_the_data(recipe, chosen),
+        **_of_the_metric(recipe),
         **_of_the_method(recipe, chosen),
         **_of_training(recipe, chosen),
     }
@@ -166,7 +189,7 @@ def _of_columns(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
     found = {}
     is_gym = recipe.data.startswith("reasoning_gym:")
     if recipe.chat is not None:
-        for key in ("prompt", "target"):
+        for key in ("prompt", "target", "labels"):
             if getattr(recipe, key) is not None:
                 found[key] = "excludes chat; remove one of the two"
         if recipe.template == "none":
@@ -189,10 +212,29 @@ def _of_the_data(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
             found["held_out"] = "excludes a reasoning-gym task, whose held-out rows are made with it: use held_out_rows"
     if recipe.held_out is None and "held_out_split" in chosen:
         found["held_out_split"] = "is of no use without held_out; name the data set there too"
-    if recipe.metric != "none" and recipe.held_out is None and recipe.held_out_rows is None:
+    if recipe.held_out is None and "held_out_options" in chosen:
+        found["held_out_options"] = "is of no use without held_out; name the data set there too"
+    is_measured = recipe.held_out is not None or recipe.held_out_rows is not None
+    if recipe.trainer.get("eval_strategy", "no") != "no" and not is_measured and recipe.validation_rows is None:
+        found["eval_strategy"] = "needs rows to be measured on; give held_out, held_out_rows or validation_rows"
+    if recipe.metric != "none" and not is_measured and not recipe.validation_metric:
         found["metric"] = "needs rows to be measured on; give held_out or held_out_rows"
-    if recipe.trainer.get("eval_strategy", "no") != "no" and recipe.held_out is None and recipe.held_out_rows is None:
-        found["eval_strategy"] = "needs rows to be measured on; give held_out or held_out_rows"
+    return found
+
+
+def _of_the_metric(recipe: Recipe) -> dict[str, str]:
+    found = {}
+    judged_by = METRICS[recipe.metric].judged_by
+    if judged_by == "label_words" and recipe.labels is None:
+        found["metric"] = f"{recipe.metric} needs labels: the words among which the likeliest is the answer"
+    if recipe.labels is not None and len({each.strip() for each in recipe.labels} - {""}) < len(recipe.labels):
+        found["labels"] = "has a word twice, or an empty one; give each class its own word"
+    if recipe.validation_metric and (recipe.validation_rows is None or recipe.metric == "none"):
+        found["validation_metric"] = "needs validation_rows and a metric; give both, or remove it"
+    if recipe.samples > 1 and judged_by != "answers":
+        found["samples"] = f"means nothing with metric: {recipe.metric}, which generates no answer; remove it"
+    elif recipe.samples > 1 and recipe.temperature == 0:
+        found["samples"] = "means nothing with temperature: 0, where all answers are the same; set a temperature"
     return found
 
 

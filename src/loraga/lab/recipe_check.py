@@ -18,6 +18,7 @@ from .errors import RecipeError
 from .foreign_keys import FOREIGN_KEYS
 from .recipe import Recipe, contradictions
 from .recipe_file import Written, read_overrides, read_recipe_file
+from .tasks import TASKS
 from .training_argument_names import TRAINING_ARGUMENT_NAMES
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def check(written: Mapping[str, Written]) -> Recipe:
     Raises:
         RecipeError: one line for each thing that is wrong.
     """
+    written = _with_task(written)
     problems = [_at(written[key], text) for key in written if (text := _unknown(key)) is not None]
     values = {key: each.value for key, each in written.items()}
     own = {key: value for key, value in values.items() if key in OWN_KEYS}
@@ -77,6 +79,15 @@ def check(written: Mapping[str, Written]) -> Recipe:
     if problems:
         raise RecipeError(problems)
     return recipe
+
+
+def _with_task(written: Mapping[str, Written]) -> Mapping[str, Written]:
+    """The written keys, with those that the task sets where nothing is written."""
+    name = written["task"].value if "task" in written else None
+    if not isinstance(name, str) or name not in TASKS:
+        return written
+    added = TASKS[name].missing_keys({key: each.value for key, each in written.items()})
+    return {**written, **{key: Written(value, f"task: {name}") for key, value in added.items()}}
 
 
 def missing_files(recipe: Recipe) -> dict[str, str]:
@@ -141,7 +152,8 @@ def schema() -> dict[str, Any]:
         "title": "loraga recipe",
         "type": "object",
         "properties": properties | passed,
-        "required": made["required"],
+        "required": [key for key in made["required"] if key != "data"],
+        "anyOf": [{"required": ["data"]}, {"required": ["task"]}],
         "additionalProperties": False,
     }
 

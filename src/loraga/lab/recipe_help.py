@@ -30,7 +30,9 @@ def groups() -> dict[str, list[Key]]:
     made = schema()
     for name, value in made["properties"].items():
         if "group" in value:
-            default = "needed" if name in made["required"] else f"default {_plain(value.get('default'))}"
+            default = f"default {_plain(value.get('default'))}"
+            if "default" not in value:
+                default = "needed" if name in made["required"] else "needed without task"
             found.setdefault(value["group"], []).append(Key(name, words(value), default, value["description"]))
     return found
 

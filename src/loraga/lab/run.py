@@ -16,7 +16,7 @@ from . import model_card
 from .arguments import training_arguments
 from .curves import final_loss
 from .doctor import versions
-from .evaluate_run import evaluate_saved
+from .evaluate_run import evaluate_result
 from .figures import Curve, draw_losses
 from .interruption import Interrupted, interruptible
 from .methods import METHODS
@@ -24,7 +24,6 @@ from .preparation import Prepared, prepare
 from .quiet import quiet_libraries
 from .rate import RateAfterWarmUp, first_rate, peak_rate
 from .run_folder import (
-    EVALUATION,
     METRICS,
     PICTURE,
     RATE,
@@ -43,7 +42,7 @@ from .starts import continued, load_base, start
 from .training import peak_memory, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from rich.console import Console
 
@@ -83,11 +82,7 @@ def run(recipe: Recipe, console: Console, progress: Progress) -> dict[str, Any]:
             require_same_data(folder, prepared.digest)
             folder.write_json(VERSIONS, versions())
             _train(recipe, prepared, folder, console, progress, interruption)
-            held_out = None
-            if prepared.held_out:
-                result = folder / result_name(recipe)
-                held_out = evaluate_saved(recipe, prepared, result, folder / EVALUATION, progress)
-            metrics = _metrics(recipe, folder, held_out)
+            metrics = _metrics(recipe, folder, evaluate_result(recipe, prepared, folder, progress))
             model_card.write(recipe, metrics, folder)
             folder.write_json(METRICS, metrics)
     return metrics
@@ -195,19 +190,20 @@ def _draw(recipe: Recipe, folder: RunFolder) -> None:
 
 def _done_before(metrics: dict[str, Any], progress: Progress) -> dict[str, Any]:
     progress.begin("training", metrics["steps"], metrics["steps"])
-    if metrics["held_out"] is not None:
-        progress.begin("evaluation", metrics["held_out"]["rows"], metrics["held_out"]["rows"])
+    for part, what in (("validation", "validation"), ("held_out", "evaluation")):
+        if metrics[part] is not None:
+            progress.begin(what, metrics[part]["rows"], metrics[part]["rows"])
     return metrics
 
 
-def _metrics(recipe: Recipe, folder: RunFolder, held_out: Evaluation | None) -> dict[str, Any]:
+def _metrics(recipe: Recipe, folder: RunFolder, evaluations: Mapping[str, Evaluation | None]) -> dict[str, Any]:
     log = folder.training_log()
     losses = [line["loss"] for line in log]
     return {
         "method": recipe.method,
         **folder.read_json(TRAINED),
         "train_loss": final_loss(losses) if losses else None,
-        "held_out": None if held_out is None else held_out.to_dict(),
+        **{part: None if found is None else found.to_dict() for part, found in evaluations.items()},
         "seconds_start": folder.read_json(START_FACTS)["seconds"],
         "seconds_training": log[-1]["seconds"] if log else None,
         "seconds_per_step": _median_step(log),

@@ -11,6 +11,7 @@ checkpoint-N/     Trainer's
 loss.png          its picture
 adapter/          the result, a plain LoRA with its model card (model/ after full fine-tuning)
 trained.json      written after it: training is done
+validation.jsonl  a line a row that was taken out of the training data to choose settings by
 evaluation.jsonl  a line a held-out row
 base.jsonl        the same of the base model, by `loraga evaluate --base`, which may come before the run
 metrics.json      written last: the run is done
@@ -41,6 +42,7 @@ RECIPE, VERSIONS, LOG, METRICS, PICTURE = "recipe.yaml", "versions.json", "log.j
 START, START_FACTS, RESULT, FULL_RESULT = "start", "start.json", "adapter", "model"
 DATA = "data.json"
 TRAINED, EVALUATION, BASE = "trained.json", "evaluation.jsonl", "base.jsonl"
+VALIDATION = "validation.jsonl"
 RATE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
 
 

@@ -38,7 +38,7 @@ OF_THIS_PROCESS = ("train_runtime", "train_tokens_per_second")  # begin anew whe
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on: rows, held-out rows (maybe none), and how a batch is made of them."""
+    """What a run trains on: rows, rows to measure on meanwhile (maybe none), and how a batch is made of them."""
 
     train: Sequence[Example]
     held_out: Sequence[Example]

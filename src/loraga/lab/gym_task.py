@@ -1,6 +1,6 @@
 """Tasks with a verifiable answer, from reasoning-gym: questions without end, each with its one right answer.
 
-name, settings --find_task--> Task --seed--> items, all different
+name, settings --find_task--> GymTask --seed--> items, all different
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Task:
+class GymTask:
     """A task of reasoning-gym.
 
     Attributes:
@@ -74,7 +74,7 @@ class Task:
             first += BLOCK
 
 
-def find_task(name: str, options: Mapping[str, Any]) -> Task:
+def find_task(name: str, options: Mapping[str, Any]) -> GymTask:
     """The task that a recipe names, with its settings checked.
 
     Args:
@@ -94,13 +94,13 @@ def find_task(name: str, options: Mapping[str, Any]) -> Task:
         _require_module(module, [Path(folder) for folder in spec.submodule_search_locations or ()])
     try:
         with single_module(module) as loaded:
-            return _checked(Task(name, module, *_classes(loaded, name), settings=options), loaded)
+            return _checked(GymTask(name, module, *_classes(loaded, name), settings=options), loaded)
     except ImportError as cause:
         reason = f"it needs {cause.name}" if isinstance(cause, ModuleNotFoundError) else "it needs the whole package"
         raise DataError(f"the task {name} cannot be loaded: {reason}, which is not there; take another task") from cause
 
 
-def _checked(task: Task, module: ModuleType) -> Task:
+def _checked(task: GymTask, module: ModuleType) -> GymTask:
     settings_class = getattr(module, task.settings_class)
     _require_settings(task.settings, [each.name for each in fields(settings_class)], task.name)
     try:

@@ -5,9 +5,9 @@ from itertools import islice
 
 import pytest
 
-from loraga.lab.task import BLOCK, Item, Task
+from loraga.lab.gym_task import BLOCK, GymTask, Item
 
-TASK = Task(
+TASK = GymTask(
     name="sums",
     module="arithmetic.chain_sum",
     dataset="ChainSumDataset",

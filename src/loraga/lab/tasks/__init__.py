@@ -1,0 +1,22 @@
+"""The tasks: each with its data, prompt, target and metric; one module a kind and one line a task."""
+
+from __future__ import annotations
+
+from .classification import COLA, MNLI, MRPC, QNLI, SST2
+from .math import GSM8K, METAMATH_GSM8K
+from .offline import CHAIN_SUM, SIGN
+from .task import Task
+
+TASKS = {
+    "mnli": MNLI,
+    "sst2": SST2,
+    "cola": COLA,
+    "qnli": QNLI,
+    "mrpc": MRPC,
+    "metamath_gsm8k": METAMATH_GSM8K,
+    "gsm8k": GSM8K,
+    "chain_sum": CHAIN_SUM,
+    "sign": SIGN,
+}
+
+__all__ = ["TASKS", "Task"]
