@@ -30,6 +30,8 @@ class Metric:
             interval.
         columns: columns of a row that `judge` reads beside the target, by `row.columns`.
         figures: lines -> further figures by name.
+        score_name: what tables call the score.
+        is_share: whether the score lies between 0 and 1, and tables show it in percent.
     """
 
     what: str
@@ -38,6 +40,8 @@ class Metric:
     is_binary: bool = True
     columns: tuple[str, ...] = ()
     figures: Callable[[Sequence[Line]], Mapping[str, float]] | None = None
+    score_name: str = "accuracy"
+    is_share: bool = True
 
 
 def compared(is_right: Callable[[str, str], bool]) -> Callable[[str, Prompted], float]:

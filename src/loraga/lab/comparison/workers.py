@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 from multiprocessing import connection
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .cell_run import carry_out_in_this_process, outcome_of, write_failure
 
@@ -52,7 +52,7 @@ class LocalWorkers:
         self._count = count
         self._threads = threads or max(1, (os.cpu_count() or 1) // count)
         # Windows has no fork: each process imports anew
-        self._context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+        self._context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
         if sys.platform != "win32":
             self._context.set_forkserver_preload(PRELOADED)
         self._running: dict[str, tuple[Cell, BaseProcess]] = {}
