@@ -36,7 +36,14 @@ def estimate(recipe: Recipe, file: Path, console: Console) -> dict[str, Any]:
 
     Returns:
         What is in the file.
+
+    Raises:
+        SettingsError: if the recipe's method cannot start from such a file.
     """
+    if METHODS[recipe.method].peft != "lora":
+        raise SettingsError(
+            f"method: {recipe.method} is started by PEFT alone, which reads no gradients file; name lora_ga or its like"
+        )
     with quiet_libraries():
         prepared = prepare(recipe, console)
         model = with_adapter(load_base(recipe), recipe)
@@ -74,10 +81,14 @@ def init(
         Where what is, and totals of the start.
 
     Raises:
-        SettingsError: if the recipe trains all parameters, or no residual base can be written.
+        SettingsError: if the recipe trains all parameters, no folder holds its method's start, or no residual base can
+            be written.
     """
-    if not METHODS[recipe.method].adapter:
+    method = METHODS[recipe.method]
+    if not method.adapter:
         raise SettingsError(f"method: {recipe.method} has no adapter to write; name another method")
+    if method.no_init:
+        raise SettingsError(f"method: {recipe.method} has no adapter to write ({method.no_init}); `loraga train` does it")
     if residual:
         recipe = _with_offset_in_weights(recipe)
     with quiet_libraries():
@@ -106,6 +117,8 @@ def init(
 def _with_offset_in_weights(recipe: Recipe) -> Recipe:
     """The recipe whose start is subtracted from the base's weights."""
     method = METHODS[recipe.method]
+    if method.changes_base:  # PEFT subtracts its start from the weights anyway
+        return recipe
     if method.scheme is None:
         raise SettingsError(f"method: {recipe.method} has no start to subtract; --residual is for lora_ga and its like")
     if method.mirrored:

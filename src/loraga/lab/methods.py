@@ -1,6 +1,7 @@
 """The ways to fine-tune that a recipe can name, as data: one entry each, and nothing heavy is imported for it.
 
-`starts` puts a method's adapter on a model.
+`starts` puts a method's adapter on a model: PEFT's, by the function of `peft_starts` that the entry names, and over it a
+start of `loraga.initialize`. What is not trained as all others are is in `own_training`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ class Method:
         use_rslora: whether eta is alpha / sqrt(r), not alpha / r.
         scheme: the start of `loraga.initialize`, or None for PEFT's own.
         uses_gamma: whether the scale of that start is gamma's.
-        uses_gradient: whether that start looks at batches of data.
+        uses_gradient: whether that start looks at batches of data, for their gradient.
         mirrored: whether the start is subtracted by a second half of the adapter, which is trained too.
+        peft: the function of `peft_starts` that puts PEFT's adapter on a model.
+        uses_data: whether that function looks at batches of data.
+        changes_base: whether PEFT subtracts its start from the base model's weights.
+        training: the entry of `own_training` that says what is done otherwise in training.
+        keys: keys of a recipe that mean something with this method alone.
+        learning_rate: the peak that arXiv 2407.05000's recipes give it, other than the one that all others share.
+        no_auto: why no learning rate is suggested for it; empty where one is.
+        no_init: why `loraga init` cannot write it; empty where it can.
+        saved_as: what its result is.
     """
 
     title: str
@@ -31,6 +41,25 @@ class Method:
     uses_gamma: bool = False
     uses_gradient: bool = False
     mirrored: bool = False
+    peft: str = "lora"
+    uses_data: bool = False
+    changes_base: bool = False
+    training: str = "adamw"
+    keys: tuple[str, ...] = ()
+    learning_rate: float | None = None
+    no_auto: str = ""
+    no_init: str = ""
+    saved_as: str = "a plain LoRA"
+
+    @property
+    def uses_batches(self) -> bool:
+        """Whether its start looks at batches of data, for a gradient or otherwise."""
+        return self.uses_gradient or self.uses_data
+
+    @property
+    def is_started_anew(self) -> bool:
+        """Whether a continued run makes the start again, since no folder that plain PEFT loads holds it."""
+        return self.changes_base or bool(self.no_init)
 
 
 METHODS = {
@@ -69,6 +98,51 @@ METHODS = {
         "A and B along the gradient at unit scale, eta = alpha / r (arXiv 2407.05000, Table 3)",
         scheme="gradient",
         uses_gradient=True,
+    ),
+    "lora_plus": Method(
+        "LoRA+",
+        "LoRA with two learning rates, that of B loraplus_lr_ratio times that of A (arXiv 2402.12354)",
+        training="lora_plus",
+        keys=("loraplus_lr_ratio",),
+    ),
+    "pissa": Method(
+        "PiSSA",
+        "A and B are the principal singular triplets of the weight, which keeps the others (arXiv 2404.02948)",
+        peft="pissa",
+        changes_base=True,
+    ),
+    "dora": Method(
+        "DoRA",
+        "LoRA on the weight's direction, and its magnitude trained beside it (arXiv 2402.09353)",
+        peft="dora",
+        learning_rate=2e-4,
+        saved_as="a DoRA adapter",
+    ),
+    "adalora": Method(
+        "AdaLoRA",
+        "B diag(E) A of 1.5 times the rank, whose least important triplets are set to zero on a schedule until rank is "
+        "left on average; a term in the training loss keeps A and B orthogonal (arXiv 2303.10512)",
+        peft="adalora",
+        training="adalora",
+        keys=("init_r", "tinit", "tfinal", "deltaT"),
+        learning_rate=5e-4,
+        no_auto="its first step moves E alone and A and B towards orthogonality, so that it says nothing of later ones",
+        no_init="its ranks fall on a schedule of the run, which no adapter's folder holds",
+    ),
+    "eva": Method(
+        "EVA",
+        "A is the principal components of the layer's inputs, B zero; layers share the ranks by the variance that is "
+        "explained (arXiv 2410.07170)",
+        peft="eva",
+        uses_data=True,
+    ),
+    "peft_lora_ga": Method(
+        "LoRA-GA of PEFT",
+        "PEFT's own lora_ga with its defaults: B times the gradient's singular values, eta = alpha / r (a reading of "
+        "arXiv 2407.05000)",
+        peft="peft_lora_ga",
+        uses_data=True,
+        changes_base=True,
     ),
     "full": Method("full fine-tuning", "all parameters are trained", adapter=False),
 }

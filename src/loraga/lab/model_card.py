@@ -62,7 +62,7 @@ def _how_to_load(recipe: Recipe) -> str:
     if recipe.trust_remote_code:
         where += ", trust_remote_code=True"
     return (
-        "It is a plain LoRA of the original base model:\n\n```python\n"
+        f"It is {METHODS[recipe.method].saved_as} of the original base model:\n\n```python\n"
         "from peft import PeftModel\n"
         f"from transformers import {kind}\n\n"
         f"base = {kind}.from_pretrained({where})\n"

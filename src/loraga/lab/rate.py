@@ -6,6 +6,7 @@ answers (docs/learning-rate.md). Both are in the run's folder.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -13,15 +14,20 @@ from transformers import TrainerCallback
 from loraga import GradientError, LoragaError, suggest_learning_rate
 
 from .errors import LabError
+from .own_training import AS_USUAL, OwnTraining
 from .run_folder import RATE, RATE_PICTURE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from loraga import SuggestedRate
+
     from .run_folder import RunFolder
 
 
-def first_rate(folder: RunFolder, model: Any, batches: Sequence[dict[str, Any]], seed: int) -> float:
+def first_rate(
+    folder: RunFolder, model: Any, batches: Sequence[dict[str, Any]], seed: int, own: OwnTraining = AS_USUAL
+) -> float:
     """The peak to begin with: the one that the folder holds, or else a new suggestion, kept there with its curve.
 
     Args:
@@ -29,6 +35,7 @@ def first_rate(folder: RunFolder, model: Any, batches: Sequence[dict[str, Any]],
         model: before its first step.
         batches: training batches, at least two.
         seed: of what the model draws.
+        own: what the method does otherwise in training.
 
     Returns:
         The learning rate.
@@ -38,7 +45,7 @@ def first_rate(folder: RunFolder, model: Any, batches: Sequence[dict[str, Any]],
     """
     if not (folder / RATE).exists():
         try:
-            rate = suggest_learning_rate(model, batches, num_batches=None, seed=seed, progress=False)
+            rate = _suggested(model, batches, seed, own)
         except GradientError as cause:
             raise LabError(f"learning_rate: auto finds no rate here, write a number ({cause})") from cause
         rate.plot(folder / RATE_PICTURE)
@@ -60,12 +67,18 @@ class RateAfterWarmUp(TrainerCallback):
         batches: makes training batches that the first measurement did not use.
         seed: of what the model draws.
         tell: is told what came out.
+        own: what the method does otherwise in training.
     """
 
     def __init__(
-        self, folder: RunFolder, batches: Callable[[], Sequence[dict[str, Any]]], seed: int, tell: Callable[[str], None]
+        self,
+        folder: RunFolder,
+        batches: Callable[[], Sequence[dict[str, Any]]],
+        seed: int,
+        tell: Callable[[str], None],
+        own: OwnTraining = AS_USUAL,
     ) -> None:
-        self._folder, self._batches, self._seed, self._tell = folder, batches, seed, tell
+        self._folder, self._batches, self._seed, self._tell, self._own = folder, batches, seed, tell, own
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measures at the warm-up's last step."""
@@ -73,9 +86,7 @@ class RateAfterWarmUp(TrainerCallback):
             return
         kept = self._folder.read_json(RATE)
         try:
-            again = suggest_learning_rate(
-                kwargs["model"], self._batches(), num_batches=None, seed=self._seed, progress=False
-            )
+            again = _suggested(kwargs["model"], self._batches(), self._seed, self._own)
         except LoragaError as error:  # a run is not given up for want of a second opinion
             self._tell(f"learning rate: the peak stays {kept['value']:.2g}, no second measurement ({error})")
             return
@@ -85,6 +96,19 @@ class RateAfterWarmUp(TrainerCallback):
             return
         lower_peak(kwargs["optimizer"], kwargs["lr_scheduler"], again.value / kept["value"])
         self._tell(f"learning rate: the peak is lowered to {again.value:.2g}, measured again after the warm-up")
+
+
+def _suggested(model: Any, batches: Sequence[dict[str, Any]], seed: int, own: OwnTraining) -> SuggestedRate:
+    """The suggestion as the recipe's learning_rate counts, which may be that of some parameters alone."""
+    with own.measuring(model):
+        rate = suggest_learning_rate(model, batches, num_batches=None, seed=seed, progress=False)
+    return _divided(rate, own.measured_rate)
+
+
+def _divided(rate: SuggestedRate, by: float) -> SuggestedRate:
+    curve, *halves = (tuple((at / by, loss) for at, loss in points) for points in (rate.curve, *rate.halves))
+    value, low, high = rate.value / by, rate.low / by, rate.high / by
+    return replace(rate, value=value, low=low, high=high, curve=curve, halves=(halves[0], halves[1]))
 
 
 def lower_peak(optimizer: Any, scheduler: Any, factor: float) -> None:

@@ -114,11 +114,24 @@ class Recipe:
     ] = "adapter"
     stability: Annotated[Literal["forward", "backward"], _key("method", "which scale LoRA-GA keeps stable")] = "forward"
     gradient_batches: Annotated[
-        int, _key("method", "micro-batches that the start's gradient is estimated on", ge=1)
+        int, _key("method", "micro-batches that the start looks at, most often for their gradient", ge=1)
     ] = 8
     gradients: Annotated[
         str | None, _key("method", "gradients file of `loraga estimate` to start from, and no batch is looked at")
     ] = None
+    loraplus_lr_ratio: Annotated[
+        float, _key("method", "LoRA+: the learning rate of B over that of A, which is learning_rate", ge=1)
+    ] = 16.0
+    init_r: Annotated[
+        int | None, _key("method", "AdaLoRA: the rank to begin with, to fall to rank; without it 1.5 times rank", ge=2)
+    ] = None
+    tinit: Annotated[
+        float, _key("method", "AdaLoRA: steps before the ranks begin to fall; below 1, the part of all steps", ge=0)
+    ] = 0.1
+    tfinal: Annotated[
+        float, _key("method", "AdaLoRA: steps after the ranks have fallen; below 1, the part of all steps", ge=0)
+    ] = 0.5
+    deltaT: Annotated[int, _key("method", "AdaLoRA: steps between two changes of the ranks", ge=1)] = 1  # noqa: N815
 
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, le=1)] | Literal["auto"],
@@ -156,6 +169,8 @@ class Recipe:
         dict[str, Any], _key("training", "every other name of TrainingArguments, written beside the keys above")
     ] = field(default_factory=dict)
 
+
+MANY_STEPS = 10**6  # in the place of a number that is not known before the rows are read
 
 # Names of TrainingArguments that a recipe takes no value for, with the reason.
 REFUSED = {
@@ -241,7 +256,7 @@ def _of_the_metric(recipe: Recipe) -> dict[str, str]:
 def meaningless_keys(method: str) -> frozenset[str]:
     """The keys that mean nothing with a method, by its name in METHODS."""
     of = METHODS[method]
-    useless: set[str] = set()
+    useless = {key for each in METHODS.values() for key in each.keys} - set(of.keys)
     if not of.adapter:
         useless |= {"rank", "alpha", "dropout", "target_modules"}
     if of.scheme is None or of.mirrored:
@@ -249,7 +264,9 @@ def meaningless_keys(method: str) -> frozenset[str]:
     if not of.uses_gamma:
         useless |= {"gamma", "stability"}
     if not of.uses_gradient:
-        useless |= {"gradient_batches", "gradients"}
+        useless.add("gradients")
+    if not of.uses_batches:
+        useless.add("gradient_batches")
     return frozenset(useless)
 
 
@@ -267,7 +284,40 @@ def _of_the_method(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
         found["offset"] = "weights excludes dropout, which the folded start would not see; use offset: adapter"
     if recipe.offset == "weights" and recipe.dtype in ("bfloat16", "float16") and "offset" not in found:
         found["offset"] = f"weights excludes dtype: {recipe.dtype}, which rounds the start away; use offset: adapter"
+    return {**found, **_of_what_peft_makes(recipe)}
+
+
+def _of_what_peft_makes(recipe: Recipe) -> dict[str, str]:
+    method, found = METHODS[recipe.method], {}
+    if method.changes_base and recipe.dtype in ("bfloat16", "float16"):
+        found["dtype"] = (
+            f"{recipe.dtype} excludes method: {recipe.method}, whose start is subtracted from the base's weights and "
+            "would be rounded away; write float32, and bf16: true to compute in bfloat16"
+        )
+    if method.no_auto and recipe.learning_rate == "auto":
+        usual = f", such as {method.learning_rate:g}" if method.learning_rate else ""
+        found["learning_rate"] = f"auto excludes method: {recipe.method} ({method.no_auto}); write a number{usual}"
+    if "init_r" in method.keys and recipe.init_r is not None and recipe.init_r <= recipe.rank:
+        found["init_r"] = f"is {recipe.init_r} and is to fall to rank: {recipe.rank}; write more than rank"
+    if "tinit" in method.keys:
+        steps = recipe.max_steps or MANY_STEPS
+        if sum(adalora_schedule(recipe, steps)) >= steps and (recipe.max_steps or max(recipe.tinit, recipe.tfinal) < 1):
+            found["tinit"] = "and tfinal are all steps together, which leaves none for the ranks to fall in; lower one"
     return found
+
+
+def adalora_schedule(recipe: Recipe, steps: int) -> tuple[int, int]:
+    """How many steps of a run AdaLoRA's ranks stay at first, and at last, in whole numbers.
+
+    Args:
+        recipe: tinit and tfinal.
+        steps: of the whole run.
+
+    Returns:
+        Steps before the ranks fall and steps after; the two may be more than all.
+    """
+    tinit, tfinal = (int(value * steps if value < 1 else value) for value in (recipe.tinit, recipe.tfinal))
+    return tinit, tfinal
 
 
 def _of_training(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from .evaluate_run import evaluate_result
 from .figures import Curve, draw_losses
 from .interruption import Interrupted, interruptible
 from .methods import METHODS
+from .own_training import own_training
 from .preparation import Prepared, prepare
 from .quiet import quiet_libraries
 from .rate import RateAfterWarmUp, first_rate, peak_rate
@@ -38,7 +39,7 @@ from .run_folder import (
     require_same_data,
     result_name,
 )
-from .starts import continued, load_base, start
+from .starts import continued, load_base, start, trainable_parameters
 from .training import peak_memory, train
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def suggest(recipe: Recipe, console: Console, batches: int = RATE_BATCHES) -> fl
             model = load_base(recipe)
             draw = partial(prepared.data_for(model).micro_batches, recipe)
             started = _started(recipe, folder, model, draw, partial(console.print, highlight=False))
-            return first_rate(folder, started, draw(recipe.gradient_batches, batches), recipe.seed)
+            own = own_training(recipe)
+            return first_rate(folder, started, draw(recipe.gradient_batches, batches), recipe.seed, own)
 
 
 def _train(
@@ -132,14 +134,15 @@ def _train(
     say = partial(console.print, highlight=False)
     draw = partial(data.micro_batches, recipe)
     model = _started(recipe, folder, model, draw, say)
+    own = own_training(recipe)
     rate, callbacks = recipe.learning_rate, []
     if rate == "auto":
-        rate = first_rate(folder, model, draw(recipe.gradient_batches, RATE_BATCHES), recipe.seed)
+        rate = first_rate(folder, model, draw(recipe.gradient_batches, RATE_BATCHES), recipe.seed, own)
         say(f"learning rate: {rate:.2g} suggested (auto)")
         later = partial(draw, recipe.gradient_batches + RATE_BATCHES, RATE_BATCHES)
-        callbacks = [RateAfterWarmUp(folder, later, recipe.seed, say)]
+        callbacks = [RateAfterWarmUp(folder, later, recipe.seed, say, own)]
     arguments = training_arguments(recipe, rate)
-    state = train(model, prepared.tokenizer, data, arguments, folder, interruption, progress, callbacks)
+    state = train(model, prepared.tokenizer, data, arguments, folder, interruption, progress, callbacks, own)
     _draw(recipe, folder)
     if interruption.number is not None:
         raise Interrupted(
@@ -147,12 +150,13 @@ def _train(
             f"stopped after step {state.global_step}, with a checkpoint in {folder.path}; the same command goes on "
             "from there",
         )
-    model.save_pretrained(str(result))
+    own.save(model, result)
     if not method.adapter:
         prepared.tokenizer.save_pretrained(str(result))
     peak = peak_rate(folder) if recipe.learning_rate == "auto" else recipe.learning_rate
     facts = {"learning_rate": peak, "steps": state.global_step, "peak_memory": peak_memory()}
-    folder.write_json(TRAINED, {**facts, "tokens": int(state.num_input_tokens_seen)})
+    facts |= {"trainable_parameters": trainable_parameters(model), "tokens": int(state.num_input_tokens_seen)}
+    folder.write_json(TRAINED, facts)
 
 
 def _started(
@@ -163,15 +167,16 @@ def _started(
     say: Callable[[str], None],
 ) -> Any:
     """The model with its start: a new one, kept in the folder, or the kept one."""
-    has_adapter = METHODS[recipe.method].adapter
-    # An offset in the weights is not in a directory that plain PEFT loads; it is folded in anew, bit for bit.
-    if (folder / START_FACTS).is_file() and recipe.offset != "weights":
+    method = METHODS[recipe.method]
+    # What changes the weights is not in a directory that plain PEFT loads; the start is made anew, bit for bit.
+    if (folder / START_FACTS).is_file() and recipe.offset != "weights" and not method.is_started_anew:
         return continued(model, recipe, folder / START)
-    batches = draw(0, recipe.gradient_batches) if METHODS[recipe.method].uses_gradient and not recipe.gradients else []
+    batches = draw(0, recipe.gradient_batches) if method.uses_batches and not recipe.gradients else []
     if batches:
-        say(f"start: estimating the gradient on {len(batches)} micro-batches")
+        doing = "looking at" if method.uses_data else "estimating the gradient on"
+        say(f"start: {doing} {len(batches)} micro-batches")
     started = start(model, recipe, batches or draw(0, 1))
-    if has_adapter:
+    if method.adapter and not method.no_init:
         started.model.save_pretrained(str(folder / START))
     facts = {"seconds": started.seconds}
     if started.report is not None:

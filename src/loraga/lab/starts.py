@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 
 from loraga import initialize, load, load_gradients, save_mirrored
 from loraga.passes import same_random_states
@@ -21,6 +20,7 @@ from .arguments import training_arguments
 from .base_model import BaseModel
 from .errors import SettingsError
 from .methods import METHODS
+from .peft_starts import STARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def start(model: Any, recipe: Recipe, batches: Sequence[dict[str, Any]], *, allo
     Args:
         model: a fresh base model.
         recipe: method, rank and the rest.
-        batches: micro-batches for a start along the gradient; not looked at otherwise.
+        batches: micro-batches for a start that looks at data; not looked at otherwise.
         allow_rounding: accept offset: weights on a half-precision base.
 
     Returns:
@@ -64,7 +64,7 @@ def start(model: Any, recipe: Recipe, batches: Sequence[dict[str, Any]], *, allo
     method = METHODS[recipe.method]
     if not method.adapter:
         return Started(model.requires_grad_(True), time.perf_counter() - began)
-    peft_model = with_adapter(model, recipe)
+    peft_model = with_adapter(model, recipe, batches)
     report = None
     if method.scheme is not None:
         report = initialize(
@@ -99,24 +99,32 @@ def continued(model: Any, recipe: Recipe, directory: Path) -> Any:
     return load(model, directory, is_trainable=True)
 
 
-def with_adapter(model: Any, recipe: Recipe) -> Any:
-    """Puts the recipe's adapter on a model as PEFT starts it, seeded, without touching the global random state."""
-    method, base = METHODS[recipe.method], BaseModel.of(recipe)
+def with_adapter(model: Any, recipe: Recipe, batches: Sequence[dict[str, Any]] = ()) -> Any:
+    """Puts the recipe's adapter on a model as PEFT starts it, seeded, without touching the global random state.
+
+    Args:
+        model: a fresh base model; it is changed in place.
+        recipe: method, rank and the rest.
+        batches: micro-batches, for a start of PEFT's that looks at data.
+
+    Returns:
+        The PeftModel.
+
+    Raises:
+        SettingsError: if there are no such layers, or the start cannot be made on them.
+    """
     with same_random_states():
         torch.manual_seed(recipe.seed)
-        config = LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-            lora_dropout=recipe.dropout,
-            use_rslora=method.use_rslora,
-            target_modules=recipe.target_modules,
-            task_type="SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM",
-        )
         try:
-            peft_model = get_peft_model(model, config)
+            peft_model = STARTS[METHODS[recipe.method].peft](model, recipe, batches)
         except (ValueError, TypeError, RuntimeError) as cause:  # no such layer, or no memory
             raise SettingsError(
                 f"no adapter can be put on the model; look at target_modules and rank ({' '.join(str(cause).split())})"
             ) from cause
-    peft_model.peft_config["default"].base_model_name_or_path = base.address
+    peft_model.peft_config["default"].base_model_name_or_path = BaseModel.of(recipe).address
     return peft_model
+
+
+def trainable_parameters(model: Any) -> int:
+    """How many numbers of a started model are trained: a method's parameter count."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

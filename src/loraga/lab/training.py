@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from loraga import newest_complete_checkpoint
 
 from .errors import DivergedError, LabError, RecipeError
+from .own_training import AS_USUAL, OwnTraining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from transformers import TrainingArguments
     from transformers.trainer_callback import TrainerState
@@ -70,6 +73,7 @@ def train(
     interruption: Interruption,
     progress: Progress,
     callbacks: Sequence[TrainerCallback] = (),
+    own: OwnTraining = AS_USUAL,
 ) -> TrainerState:
     """Trains the model's trainable parameters in place, from the newest complete checkpoint in the folder on.
 
@@ -82,6 +86,7 @@ def train(
         interruption: looked at after each step; when it came, a checkpoint is written and training stops.
         progress: told each step that is done, and the loss.
         callbacks: others of Trainer's.
+        own: what the method does otherwise.
 
     Returns:
         Trainer's state: it is at its last step, or at the one where somebody asked it to stop.
@@ -99,10 +104,11 @@ def train(
         eval_dataset=_dicts(data.held_out) if wants_evaluation else None,
         data_collator=lambda rows: data.collate([row["example"] for row in rows]),
         processing_class=tokenizer,
-        callbacks=[*callbacks, log, _Stop(interruption)],
+        callbacks=[*own.callbacks, *callbacks, log, _Stop(interruption)],
+        optimizers=(None if own.optimizer is None else own.optimizer(model, arguments), None),
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = newest_complete_checkpoint(folder.path)
+    checkpoint = _checkpoint_to_go_on_from(folder, own.checkpoint_files)
     try:
         with interruption.at_a_good_moment():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -111,6 +117,15 @@ def train(
     except Exception as cause:
         raise _explained(cause, log.has_stepped, folder) from cause
     return trainer.state
+
+
+def _checkpoint_to_go_on_from(folder: RunFolder, needed: Sequence[str]) -> Path | None:
+    """The newest complete one; what a callback adds to a checkpoint is written last of all."""
+    while (found := newest_complete_checkpoint(folder.path)) is not None:
+        if all((found / name).is_file() for name in needed):
+            return found
+        shutil.rmtree(found)
+    return None
 
 
 def _explained(cause: Exception, has_stepped: bool, folder: RunFolder) -> Exception:
