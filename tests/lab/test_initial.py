@@ -20,7 +20,7 @@ from tests.models import autograd_gradients, relative_difference
 
 from .conftest import saved, tiny_model
 
-ADAPTERS = [name for name, method in METHODS.items() if method.adapter]
+ADAPTERS = [name for name, method in METHODS.items() if method.adapter and not method.no_init]
 PROBE = {"input_ids": torch.arange(40, 88).reshape(2, 24)}
 WEIGHTS = "adapter_model.safetensors"
 
@@ -87,6 +87,21 @@ def test_a_recipe_without_an_adapter_is_refused_before_data_are_read(recipe, con
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_method_whose_start_no_folder_holds_is_refused_with_the_reason(recipe, console, tmp_path):
+    with pytest.raises(SettingsError, match=r"adalora has no adapter to write \(its ranks .*\); `loraga train` does it"):
+        init(recipe(method="adalora"), tmp_path / "adapter", console)
+
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("method", ["pissa", "dora", "adalora", "eva", "peft_lora_ga"])
+def test_no_gradient_is_estimated_for_a_method_that_reads_no_file(recipe, console, tmp_path, method):
+    with pytest.raises(SettingsError, match=f"{method} is started by PEFT alone, which reads no gradients file"):
+        estimate(recipe(method=method), tmp_path / "gradients.safetensors", console)
+
+    assert not list(tmp_path.iterdir())
+
+
 SUBTRACTED = ["lora_ga", "gaussian", "stable_output", "gradient"]
 
 
@@ -106,6 +121,17 @@ def test_a_residual_base_and_its_adapter_are_the_base_models_function_in_plain_p
     assert model.peft_config["default"].r == 4
     tokens = [AutoTokenizer.from_pretrained(folder)("2 + 2")["input_ids"] for folder in (tmp_path / "out", tiny_folder)]
     assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("method", ["pissa", "peft_lora_ga"])
+def test_a_residual_base_is_also_written_of_what_peft_subtracts(recipe, console, tiny_folder, tmp_path, method):
+    facts = init(recipe(method=method), tmp_path / "out", console, residual=True)
+
+    expected, base = eval_logits(fresh(tiny_folder), PROBE), fresh(tmp_path / "out")
+    assert relative_difference(eval_logits(base, PROBE), expected) > 1e-3
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapter"))
+    assert relative_difference(eval_logits(model, PROBE), expected) <= 1e-5
+    assert (facts["rounding"] < 1e-5, model.peft_config["default"].r) == (True, 4)
 
 
 @pytest.fixture

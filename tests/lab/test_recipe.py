@@ -8,6 +8,7 @@ from loraga.lab.recipe import Recipe, contradictions
 
 ROWS = {"model": "m", "data": "d", "prompt": "q", "target": "a"}
 CHAT = {"model": "m", "data": "d", "chat": "messages"}
+ADALORA = {"method": "adalora", "learning_rate": 1e-3}
 GYM = {"model": "m", "data": "reasoning_gym:arithmetic.chain_sum", "rows": 10}
 
 
@@ -19,7 +20,8 @@ def found(values, **more):
 @pytest.mark.parametrize("values", [ROWS, CHAT, GYM], ids=["columns", "chat", "gym"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_recipe_of_defaults_contradicts_nothing(values, method):
-    assert found(values, method=method) == {}
+    rate = {"learning_rate": 1e-3} if METHODS[method].no_auto else {}
+    assert found(values, method=method, **rate) == {}
 
 
 RULES = [
@@ -44,6 +46,22 @@ RULES = [
     (ROWS, {"method": "rslora", "stability": "backward"}, "stability", "means nothing with method: rslora"),
     (ROWS, {"method": "rslora", "gradient_batches": 2}, "gradient_batches", "means nothing with method: rslora"),
     (ROWS, {"method": "gaussian", "gradients": "g"}, "gradients", "means nothing with method: gaussian"),
+    (ROWS, {"method": "pissa", "gradient_batches": 2}, "gradient_batches", "means nothing with method: pissa"),
+    (ROWS, {"method": "eva", "gradients": "g"}, "gradients", "means nothing with method: eva"),
+    (ROWS, {"method": "peft_lora_ga", "gamma": 4.0}, "gamma", "means nothing with method: peft_lora_ga"),
+    (ROWS, {"method": "dora", "offset": "none"}, "offset", "means nothing with method: dora"),
+    (ROWS, {"method": "lora", "loraplus_lr_ratio": 4.0}, "loraplus_lr_ratio", "means nothing with method: lora"),
+    (ROWS, {"method": "full", "init_r": 4}, "init_r", "means nothing with method: full"),
+    (ROWS, {"tinit": 4.0}, "tinit", "means nothing with method: lora_ga"),
+    (ROWS, {"tfinal": 4.0}, "tfinal", "means nothing with method: lora_ga"),
+    (ROWS, {"deltaT": 4}, "deltaT", "means nothing with method: lora_ga"),
+    (ROWS, {"method": "adalora"}, "learning_rate", "auto excludes method: adalora (its first step moves E alone"),
+    (ROWS, {"method": "adalora"}, "learning_rate", "write a number, such as 0.0005"),
+    (ROWS, {**ADALORA, "init_r": 8}, "init_r", "is 8 and is to fall to rank: 8; write more than rank"),
+    (ROWS, {**ADALORA, "tinit": 0.5}, "tinit", "leaves none for the ranks to fall in"),
+    (ROWS, {**ADALORA, "tinit": 6.0, "tfinal": 4.0, "max_steps": 10}, "tinit", "leaves none for the ranks"),
+    (ROWS, {"method": "pissa", "dtype": "bfloat16"}, "dtype", "bfloat16 excludes method: pissa"),
+    (ROWS, {"method": "peft_lora_ga", "dtype": "float16"}, "dtype", "float16 excludes method: peft_lora_ga"),
     (ROWS, {"gradients": "g", "gradient_batches": 2}, "gradient_batches", "excludes gradients"),
     (ROWS, {"offset": "weights", "dropout": 0.1}, "offset", "weights excludes dropout"),
     (ROWS, {"offset": "weights", "dtype": "bfloat16"}, "offset", "weights excludes dtype: bfloat16"),
@@ -70,6 +88,11 @@ FITTING = [
     (ROWS, {"method": "lora", "rank": 4, "dropout": 0.1, "dtype": "bfloat16"}),
     (ROWS, {"method": "gaussian", "offset": "none"}),
     (ROWS, {"gradients": "g"}),
+    (ROWS, {"method": "eva", "gradient_batches": 2}),
+    (ROWS, {"method": "peft_lora_ga", "gradient_batches": 2, "dropout": 0.1}),
+    (ROWS, {"method": "lora_plus", "loraplus_lr_ratio": 4.0, "dtype": "bfloat16"}),
+    (ROWS, {**ADALORA, "init_r": 9, "tinit": 6.0, "tfinal": 3.0, "deltaT": 2, "max_steps": 10}),
+    (ROWS, {**ADALORA, "tinit": 600.0, "tfinal": 0.9}),
     (ROWS, {"offset": "weights"}),
     (ROWS, {"max_steps": 3}),
     (ROWS, {"top_p": 0.9, "temperature": 0.5}),
@@ -95,7 +118,7 @@ WRONG = {
     "dropout": 1.0,
     "gamma": 0.0,
     "learning_rate": "fast",
-    "method": "dora",
+    "method": "loha",
     "metric": "bleu",
     "dtype": "float64",
     "gradient_checkpointing": 1,

@@ -263,7 +263,7 @@ def test_the_schema_takes_what_the_check_takes(more):
         ("rank", 0),
         ("rank", 4.5),
         ("rank", True),
-        ("method", "dora"),
+        ("method", "loha"),
         ("learning_rate", 0),
         ("learning_rate", "fast"),
         ("target_modules", [1]),

@@ -182,7 +182,7 @@ RECIPES = st.builds(
     rows=st.none() | st.integers(1, 10**9),
     held_out_rows=st.integers(1, 10**6),
     metric=st.sampled_from(sorted(METRICS)),
-    method=st.sampled_from(sorted(name for name, method in METHODS.items() if method.adapter)),
+    method=st.sampled_from(sorted(name for name, method in METHODS.items() if method.adapter and not method.no_auto)),
     rank=st.integers(1, 512),
     alpha=POSITIVE,
     target_modules=TEXT | st.lists(TEXT, max_size=3),
