@@ -192,5 +192,7 @@ def test_a_layer_without_a_gradient_cannot_be_weighed(asked):
     recipe = asked()
     model = started(recipe)
 
-    with pytest.raises(LabError, match=r"layer model\.layers\.0\.\S+_proj gets no gradient, so AdaLoRA cannot weigh it"):
+    with pytest.raises(
+        LabError, match=r"layer model\.layers\.0\.\S+_proj gets no gradient, so AdaLoRA cannot weigh it"
+    ):
         AdaLoraSchedule(recipe).on_optimizer_step(None, TrainerState(), TrainerControl(), model=model)

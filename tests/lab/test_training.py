@@ -362,3 +362,22 @@ def test_a_short_set_begins_anew(draw):
     assert [len(batch) for batch in wrapping] == [10, 10, 10]
     assert wrapping[0] | wrapping[1] == wrapping[0] | wrapping[1] | wrapping[2]
     assert len(wrapping[0] | wrapping[1]) == 15
+
+
+@pytest.mark.parametrize("keys", [{}, {"trainer": {"load_best_model_at_end": True, "eval_strategy": "steps"}}])
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(asked, keys):
+    """Within an epoch: 5 steps of 2 x 2 rows, of 16."""
+    keys = {"max_steps": 5, "num_train_epochs": 1.0, "save_steps": 1.0, "save_total_limit": None, **keys}
+    if "trainer" in keys:
+        keys = {**keys, "trainer": {**keys["trainer"], "eval_steps": 1, "metric_for_best_model": "loss"}}
+    recipe = asked(learning_rate=1.0 if "trainer" in keys else 0.01, **keys)
+    data = prepared(recipe, held_out=ROWS[16:])
+    first = Run(recipe, data=data)
+    best = first.end.best_model_checkpoint
+    assert (best is None) == ("trainer" not in keys)
+
+    again = Run(recipe, data=data)
+
+    assert again.end.global_step == 5
+    assert_same(state(again.model), state(first.model))
+    assert again.log == first.log

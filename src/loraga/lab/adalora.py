@@ -159,7 +159,9 @@ def _require_gradients(tuner: Any) -> None:
     for name, weight in tuner.model.named_parameters():
         if weight.requires_grad and ".lora_E." in name and weight.grad is None:
             layer = name.split(".lora_E.")[0]
-            raise LabError(f"layer {layer} gets no gradient, so AdaLoRA cannot weigh it; leave it out of target_modules")
+            raise LabError(
+                f"layer {layer} gets no gradient, so AdaLoRA cannot weigh it; leave it out of target_modules"
+            )
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

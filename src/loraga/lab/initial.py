@@ -88,7 +88,9 @@ def init(
     if not method.adapter:
         raise SettingsError(f"method: {recipe.method} has no adapter to write; name another method")
     if method.no_init:
-        raise SettingsError(f"method: {recipe.method} has no adapter to write ({method.no_init}); `loraga train` does it")
+        raise SettingsError(
+            f"method: {recipe.method} has no adapter to write ({method.no_init}); `loraga train` does it"
+        )
     if residual:
         recipe = _with_offset_in_weights(recipe)
     with quiet_libraries():

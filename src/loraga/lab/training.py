@@ -112,6 +112,10 @@ def train(
     try:
         with interruption.at_a_good_moment():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except _NothingLeftError:
+        if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+            trainer._load_best_model()
+        trainer.callback_handler.on_train_end(arguments, trainer.state, trainer.control)
     except LabError:
         raise
     except Exception as cause:
@@ -168,6 +172,10 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+class _NothingLeftError(Exception):
+    """The checkpoint is that of the last step. Trainer looks whether it is through only after a step, one too many."""
+
+
 class _Log(TrainerCallback):
     """Writes log.jsonl and tells how far it is."""
 
@@ -184,6 +192,8 @@ class _Log(TrainerCallback):
         self._progress.begin("training", state.max_steps, state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise _NothingLeftError
         self.has_stepped = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -11,6 +11,7 @@ from ..metrics import METRICS
 from ..recipe_file import recipe_values
 from ..run_folder import EVALUATION, RATE, TRAINED, VALIDATION, RunFolder, read_lines
 from ..run_folder import METRICS as METRICS_FILE
+from ..tasks import TASKS
 from .cell_run import outcome_of
 from .results import Curve, Measured, Results, Run
 
@@ -40,7 +41,7 @@ def gather(comparison: Comparison, plan: Plan, command: str) -> Results:
     return Results(
         title=comparison.grid.title or comparison.name,
         model=first.model,
-        task=first.task or first.data,
+        task=first.data if first.task is None else TASKS[first.task].title,
         metric=first.metric,
         score=metric.score_name,
         is_share=metric.is_share,
