@@ -1,30 +1,19 @@
-import io
 import json
 
 import pytest
 import torch
 from peft import PeftModel
-from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState
 
 from loraga.lab.adalora import STATE, AdaLoraSchedule, save_as_plain_lora
 from loraga.lab.arguments import training_arguments
-from loraga.lab.base_model import BaseModel
 from loraga.lab.errors import LabError, RecipeError
-from loraga.lab.examples import encode_all
-from loraga.lab.interruption import Interruption
-from loraga.lab.own_training import own_training
-from loraga.lab.preparation import Prepared
-from loraga.lab.prompts import make_prompted
-from loraga.lab.run import run
 from loraga.lab.run_folder import folder_of
-from loraga.lab.starts import start
-from loraga.lab.training import train
 from tests.integration.common import eval_logits
 
-from .conftest import ROWS, Told, byte_tokenizer
-from .test_peft_starts import KilledAfter
+from .conftest import Told
+from .runs import carried_out, data_of, killed, started, trained
 
 LAYERS, FIRST, LAST = 14, 6, 3
 PROBE = {"input_ids": torch.arange(40, 72).reshape(2, 16)}
@@ -34,24 +23,12 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture
 def asked(recipe, tmp_path):
     def make(**keys):
-        return recipe(
-            **{
-                **{"method": "adalora", "rank": LAST, "init_r": FIRST, "alpha": 12, "learning_rate": 0.02},
-                **{"warmup_steps": 0.0, "max_steps": 8, "tinit": 1.0, "tfinal": 2.0, "save_steps": 2.0},
-                **{"per_device_train_batch_size": 4, "output_dir": str(tmp_path / "run"), **keys},
-            }
-        )
+        method = {"method": "adalora", "rank": LAST, "init_r": FIRST, "alpha": 12, "tinit": 1.0, "tfinal": 2.0}
+        training = {"learning_rate": 0.02, "warmup_steps": 0.0, "max_steps": 8, "save_steps": 2.0}
+        size = {"per_device_train_batch_size": 4, "output_dir": str(tmp_path / "run")}
+        return recipe(**{**method, **training, **size, **keys})
 
     return make
-
-
-def data_of(recipe):
-    made = make_prompted(ROWS, recipe, byte_tokenizer(), "rows.jsonl")
-    return Prepared(byte_tokenizer(), encode_all(byte_tokenizer(), made, recipe, "rows.jsonl").examples, ())
-
-
-def started(recipe):
-    return start(BaseModel.of(recipe).load(), recipe, []).model
 
 
 def triplets(model):
@@ -75,15 +52,9 @@ class Ranks(TrainerCallback):
 
 def test_ranks_fall_to_the_target_by_the_cubic_schedule_and_stay_there(asked):
     recipe = asked(max_steps=12, tinit=2.0, tfinal=3.0, deltaT=2, save_steps=100.0)
-    model, ranks = started(recipe), Ranks()
-    folder = folder_of(recipe)
-    folder.path.mkdir()
-    data = data_of(recipe).data_for(model)
+    model, ranks = started(recipe).model, Ranks()
 
-    train(
-        *(model, byte_tokenizer(), data, training_arguments(recipe), folder, Interruption(lambda: None), Told()),
-        *([ranks], own_training(recipe)),
-    )
+    trained(recipe, model, ranks)
 
     def budget(step):  # Eq. 12 of the paper, on the steps at which the ranks change
         if step <= 2 or (step < 9 and step % 2):
@@ -100,30 +71,28 @@ def test_ranks_fall_to_the_target_by_the_cubic_schedule_and_stay_there(asked):
 
 
 @pytest.fixture(scope="module")
-def whole(recipe, tmp_path_factory):
-    """The files of a run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder
+def whole(tmp_path_factory):
+    """The folder of a run that nothing stops."""
+    return tmp_path_factory.mktemp("whole") / "run"
 
 
 @pytest.mark.parametrize(
-    ("killed", "damage", "goes_on"),
+    ("step", "damage", "goes_on"),
     [(5, None, 4), (7, None, 6), (5, "missing", 2), (5, "torn", 2)],
     ids=["while they fall", "after they fell", "state missing", "state torn"],
 )
-def test_a_killed_run_goes_on_to_the_same_ranks_and_weights(asked, whole, tmp_path, killed, damage, goes_on):
+def test_a_killed_run_goes_on_to_the_same_ranks_and_weights(asked, whole, tmp_path, step, damage, goes_on):
     if not whole.exists():
-        run(asked(output_dir=str(whole)), Console(file=io.StringIO()), Told())
+        carried_out(asked(output_dir=str(whole)))
     recipe, told = asked(), Told()
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, Console(file=io.StringIO()), KilledAfter(killed))
-    state = tmp_path / "run" / f"checkpoint-{killed - 1}" / STATE
+    killed(recipe, step)
+    state = tmp_path / "run" / f"checkpoint-{step - 1}" / STATE
     if damage == "missing":  # killed between Trainer's last file and this one
         state.unlink()
     if damage == "torn":
         state.write_bytes(state.read_bytes()[:-1])
 
-    run(recipe, Console(file=io.StringIO()), told)
+    carried_out(recipe, told)
 
     assert told.begun[0] == ("training", 8, goes_on)
     files = [folder / "adapter" / WEIGHTS for folder in (whole, tmp_path / "run")]
@@ -132,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_ranks_and_weights(asked, whole, tmp_pa
 
 
 def test_the_result_is_a_plain_lora_of_the_ranks_that_are_left(asked, tiny_folder, tmp_path):
-    model = started(asked())
+    model = started(asked()).model
     with torch.no_grad():
         for number, layer in enumerate(each for each in model.modules() if hasattr(each, "lora_E")):
             layer.lora_E["default"].normal_()
@@ -152,7 +121,7 @@ def test_the_result_is_a_plain_lora_of_the_ranks_that_are_left(asked, tiny_folde
 def test_what_is_evaluated_in_training_is_the_loss_alone(asked):
     recipe = asked(held_out_rows=4, max_steps=4, trainer={"eval_strategy": "steps", "eval_steps": 4})
 
-    metrics = run(recipe, Console(file=io.StringIO()), Told())
+    metrics = carried_out(recipe)
 
     (evaluated,) = [line["eval_loss"] for line in folder_of(recipe).log() if "eval_loss" in line]
     assert evaluated == pytest.approx(metrics["held_out"]["loss"], rel=1e-5)  # of the saved adapter
@@ -161,8 +130,8 @@ def test_what_is_evaluated_in_training_is_the_loss_alone(asked):
 @pytest.mark.parametrize(("summed", "share"), [(False, 1), (True, 4)])
 def test_the_training_loss_has_the_orthogonal_regularisation_once_a_step(asked, summed, share):
     recipe = asked(gradient_accumulation_steps=4)
-    model, schedule = started(recipe), AdaLoraSchedule(recipe)
-    batch = data_of(recipe).data_for(model).micro_batches(recipe, 0, 1)[0]
+    model, schedule = started(recipe).model, AdaLoraSchedule(recipe)
+    batch = data_of(recipe, model).micro_batches(recipe, 0, 1)[0]
     if summed:
         batch["num_items_in_batch"] = torch.tensor(int((batch["labels"] != -100).sum()))
     begun = {"model": model, "control": TrainerControl()}
@@ -185,14 +154,12 @@ def test_a_schedule_in_which_no_step_is_left_for_falling_is_refused_when_the_ste
     recipe = asked(max_steps=None, tinit=4.0, tfinal=0.5)
 
     with pytest.raises(RecipeError, match=r"tinit \(4\) and tfinal \(3\) leave none of 6 steps for the ranks to fall"):
-        run(recipe, Console(file=io.StringIO()), Told())
+        carried_out(recipe)
 
 
 def test_a_layer_without_a_gradient_cannot_be_weighed(asked):
     recipe = asked()
-    model = started(recipe)
+    model = started(recipe).model
 
-    with pytest.raises(
-        LabError, match=r"layer model\.layers\.0\.\S+_proj gets no gradient, so AdaLoRA cannot weigh it"
-    ):
+    with pytest.raises(LabError, match=r"layer model\.layers\.0\.\S+_proj gets no gradient, which AdaLoRA needs"):
         AdaLoraSchedule(recipe).on_optimizer_step(None, TrainerState(), TrainerControl(), model=model)

@@ -88,9 +88,7 @@ def test_a_recipe_without_an_adapter_is_refused_before_data_are_read(recipe, con
 
 
 def test_a_method_whose_start_no_folder_holds_is_refused_with_the_reason(recipe, console, tmp_path):
-    with pytest.raises(
-        SettingsError, match=r"adalora has no adapter to write \(its ranks .*\); `loraga train` does it"
-    ):
+    with pytest.raises(SettingsError, match=r"adalora has no start to write \(its ranks .*\); use `loraga train`"):
         init(recipe(method="adalora"), tmp_path / "adapter", console)
 
     assert not (tmp_path / "adapter").exists()

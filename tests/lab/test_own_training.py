@@ -2,20 +2,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from loraga.lab.arguments import training_arguments
-from loraga.lab.base_model import BaseModel
-from loraga.lab.examples import encode_all
-from loraga.lab.interruption import Interruption
 from loraga.lab.methods import METHODS
 from loraga.lab.own_training import AS_USUAL, OWN, own_training
-from loraga.lab.preparation import Prepared
-from loraga.lab.prompts import make_prompted
 from loraga.lab.rate import first_rate, peak_rate
 from loraga.lab.run_folder import RATE, RunFolder, folder_of
-from loraga.lab.starts import start
-from loraga.lab.training import train
 
-from .conftest import ROWS, Told, byte_tokenizer
+from .runs import data_of, started, trained
 
 RATIO = 8.0
 
@@ -28,12 +20,6 @@ def asked(recipe, tmp_path):
         return recipe(**{**own, **steps, "method": method, **keys})
 
     return make
-
-
-def data_of(recipe, model):
-    made = make_prompted(ROWS, recipe, byte_tokenizer(), "rows.jsonl")
-    examples = encode_all(byte_tokenizer(), made, recipe, "rows.jsonl").examples
-    return Prepared(byte_tokenizer(), examples, ()).data_for(model)
 
 
 class Groups(TrainerCallback):
@@ -59,23 +45,18 @@ def test_most_methods_are_trained_as_trainer_trains(asked):
 
 def test_lora_plus_trains_b_at_the_ratio_times_the_rate_of_a_by_the_same_schedule(asked):
     recipe = asked(weight_decay=0.1)
-    model = start(BaseModel.of(recipe).load(), recipe, []).model
-    groups, folder = Groups(), folder_of(recipe)
-    folder.path.mkdir()
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    model, groups = started(recipe).model, Groups()
+    expected = {name for name, weight in model.named_parameters() if weight.requires_grad}
 
-    train(
-        *(model, byte_tokenizer(), data_of(recipe, model), training_arguments(recipe), folder),
-        *(Interruption(lambda: None), Told(), [groups], own_training(recipe)),
-    )
+    trained(recipe, model, groups)
 
     assert len(groups.rates) == 5
     for rates in groups.rates:
-        assert rates.keys() == trained
+        assert rates.keys() == expected
         of_a, of_b = ({rate for name, rate in rates.items() if f"lora_{factor}" in name} for factor in "AB")
         assert (len(of_a), len(of_b)) == (1, 1)
         assert of_b.pop() == pytest.approx(RATIO * max(of_a), rel=1e-12)
-    logged = [line["learning_rate"] for line in folder.training_log()]
+    logged = [line["learning_rate"] for line in folder_of(recipe).training_log()]
     assert logged == pytest.approx([next(iter(rates.values())) for rates in groups.rates])
     assert max(logged) == pytest.approx(0.004)
     assert groups.decay == {0.1}
@@ -85,7 +66,7 @@ def test_the_suggested_rate_of_lora_plus_is_that_of_a(asked, tmp_path):
     found = {}
     for method in ("lora", "lora_plus"):  # the same adapter, of which B alone moves in the first step
         recipe = asked(method)
-        model = start(BaseModel.of(recipe).load(), recipe, []).model
+        model = started(recipe).model
         batches = data_of(recipe, model).micro_batches(recipe, 0, 2)
         folder = RunFolder(tmp_path / method)
         folder.path.mkdir()
@@ -101,7 +82,7 @@ def test_the_suggested_rate_of_lora_plus_is_that_of_a(asked, tmp_path):
 
 def test_a_rate_is_measured_along_b_alone_after_the_warm_up_too(asked):
     recipe = asked()
-    model = start(BaseModel.of(recipe).load(), recipe, []).model
+    model = started(recipe).model
     own = own_training(recipe)
 
     def trainable():

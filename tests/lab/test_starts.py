@@ -18,10 +18,8 @@ from tests.integration.common import adapter_state, assert_moved, assert_same, e
 from .conftest import ROWS, byte_tokenizer
 
 # As the papers have them: whether eta is alpha / sqrt(r), and the scheme of loraga.initialize.
-RSLORA = {
-    **{"lora": False, "rslora": True, "lora_plus": False},
-    **{"lora_ga": True, "gaussian": False, "stable_output": True, "gradient": False},
-}
+TRUE, FALSE = ("rslora", "lora_ga", "stable_output"), ("lora", "lora_plus", "gaussian", "gradient")
+RSLORA = dict.fromkeys(TRUE, True) | dict.fromkeys(FALSE, False)
 SCHEMES = {"lora_ga": "lora_ga", "gaussian": "gaussian", "stable_output": "stable_output", "gradient": "gradient"}
 ALPHA, RANK, SEED = 12, 4, 3
 

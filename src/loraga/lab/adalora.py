@@ -55,12 +55,8 @@ class AdaLoraSchedule(TrainerCallback):
         config = tuner.peft_config[ADAPTER]
         tinit, tfinal = adalora_schedule(self._recipe, state.max_steps)
         if tinit + tfinal >= state.max_steps:
-            raise RecipeError(
-                [
-                    f"tinit ({tinit}) and tfinal ({tfinal}) leave none of {state.max_steps} steps for the ranks to "
-                    "fall in; lower one of them"
-                ]
-            )
+            steps = f"tinit ({tinit}) and tfinal ({tfinal}) leave none of {state.max_steps} steps"
+            raise RecipeError([f"{steps} for the ranks to fall in; lower one of the two"])
         config.tinit, config.tfinal, config.deltaT = tinit, tfinal, self._recipe.deltaT
         tuner.rankallocator.set_total_step(state.max_steps)
         self._hook = tuner.register_forward_pre_hook(_Regularisation(config, args), with_kwargs=True)
@@ -107,7 +103,7 @@ class _Regularisation:
     """Sets the weight of PEFT's orthogonal regularisation before each forward: none in evaluation.
 
     A loss that the model divides by the labels of all micro-batches of a step is summed over these, not averaged, and
-    so would be the regularisation.
+    so would be the regularisation. (A step at an epoch's end that has fewer of them gets that part of it.)
     """
 
     def __init__(self, config: Any, arguments: Any) -> None:
@@ -159,9 +155,7 @@ def _require_gradients(tuner: Any) -> None:
     for name, weight in tuner.model.named_parameters():
         if weight.requires_grad and ".lora_E." in name and weight.grad is None:
             layer = name.split(".lora_E.")[0]
-            raise LabError(
-                f"layer {layer} gets no gradient, so AdaLoRA cannot weigh it; leave it out of target_modules"
-            )
+            raise LabError(f"layer {layer} gets no gradient, which AdaLoRA needs; leave it out of target_modules")
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

@@ -54,8 +54,8 @@ class EvaInputs:
         self._calls += 1
         if self._calls > MOST_FORWARDS:
             raise LabError(
-                f"EVA's components still move after {MOST_FORWARDS} batches, {len(self.batches)} of them over and over; "
-                "raise gradient_batches"
+                f"EVA's components still move after {MOST_FORWARDS} batches, {len(self.batches)} of them over and over"
+                "; raise gradient_batches"
             )
         return model(**batch)
 

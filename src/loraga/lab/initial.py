@@ -88,9 +88,7 @@ def init(
     if not method.adapter:
         raise SettingsError(f"method: {recipe.method} has no adapter to write; name another method")
     if method.no_init:
-        raise SettingsError(
-            f"method: {recipe.method} has no adapter to write ({method.no_init}); `loraga train` does it"
-        )
+        raise SettingsError(f"method: {recipe.method} has no start to write ({method.no_init}); use `loraga train`")
     if residual:
         recipe = _with_offset_in_weights(recipe)
     with quiet_libraries():

@@ -1,12 +1,16 @@
 """The ways to fine-tune that a recipe can name, as data: one entry each, and nothing heavy is imported for it.
 
-`starts` puts a method's adapter on a model: PEFT's, by the function of `peft_starts` that the entry names, and over it a
-start of `loraga.initialize`. What is not trained as all others are is in `own_training`.
+`starts` puts a method's adapter on a model: PEFT's, by the function of `peft_starts` that the entry names, and over it
+a start of `loraga.initialize`. What is not trained as all others are is in `own_training`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Method:
         changes_base: whether PEFT subtracts its start from the base model's weights.
         training: the entry of `own_training` that says what is done otherwise in training.
         keys: keys of a recipe that mean something with this method alone.
-        learning_rate: the peak that arXiv 2407.05000's recipes give it, other than the one that all others share.
+        defaults: values of keys that its paper's recipes give it, where the other methods have others; a recipe that
+            wants them writes them down.
         no_auto: why no learning rate is suggested for it; empty where one is.
         no_init: why `loraga init` cannot write it; empty where it can.
         saved_as: what its result is.
@@ -46,7 +51,7 @@ class Method:
     changes_base: bool = False
     training: str = "adamw"
     keys: tuple[str, ...] = ()
-    learning_rate: float | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     no_auto: str = ""
     no_init: str = ""
     saved_as: str = "a plain LoRA"
@@ -115,7 +120,7 @@ METHODS = {
         "DoRA",
         "LoRA on the weight's direction, and its magnitude trained beside it (arXiv 2402.09353)",
         peft="dora",
-        learning_rate=2e-4,
+        defaults={"learning_rate": 2e-4},
         saved_as="a DoRA adapter",
     ),
     "adalora": Method(
@@ -125,7 +130,7 @@ METHODS = {
         peft="adalora",
         training="adalora",
         keys=("init_r", "tinit", "tfinal", "deltaT"),
-        learning_rate=5e-4,
+        defaults={"learning_rate": 5e-4},
         no_auto="its first step moves E alone and A and B towards orthogonality, so that it says nothing of later ones",
         no_init="its ranks fall on a schedule of the run, which no adapter's folder holds",
     ),

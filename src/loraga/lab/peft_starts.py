@@ -87,12 +87,8 @@ def eva(model: Any, recipe: Recipe, batches: Sequence[Batch]) -> PeftModel:
 
 def adalora(model: Any, recipe: Recipe, batches: Sequence[Batch]) -> PeftModel:
     """AdaLoRA (arXiv 2303.10512) at its first rank; the run that trains it sets the schedule."""
-    config = AdaLoraConfig(
-        init_r=recipe.init_r or math.ceil(1.5 * recipe.rank),
-        target_r=recipe.rank,
-        total_step=1,
-        **_shared(model, recipe),
-    )
+    first = recipe.init_r or math.ceil(1.5 * recipe.rank)
+    config = AdaLoraConfig(init_r=first, target_r=recipe.rank, total_step=1, **_shared(model, recipe))
     return get_peft_model(model, config)
 
 
@@ -134,9 +130,7 @@ def _with_subtracted_start(model: PeftModel) -> PeftModel:
             )
         rank = layer.r[ADAPTER]
         if start.A.shape[0] != rank or start.B.shape[1] != rank:
-            raise SettingsError(
-                f"layer {name} of {tuple(weight.shape)} has too few singular values; lower rank: {rank}"
-            )
+            raise SettingsError(f"layer {name} of {tuple(weight.shape)} has too few singular values; lower rank {rank}")
         if bool(start.B.any()):  # else PEFT found no gradient, and the layer is plain LoRA
             attach_offset(layer, ADAPTER, start, folded=True)
     config: Any = model.peft_config[ADAPTER]

@@ -131,7 +131,7 @@ class Recipe:
     tfinal: Annotated[
         float, _key("method", "AdaLoRA: steps after the ranks have fallen; below 1, the part of all steps", ge=0)
     ] = 0.5
-    deltaT: Annotated[int, _key("method", "AdaLoRA: steps between two changes of the ranks", ge=1)] = 1  # noqa: N815
+    deltaT: Annotated[int, _key("method", "AdaLoRA: steps between two changes of the ranks", ge=1)] = 1
 
     learning_rate: Annotated[
         Annotated[float, Field(gt=0, le=1)] | Literal["auto"],
@@ -295,7 +295,7 @@ def _of_what_peft_makes(recipe: Recipe) -> dict[str, str]:
             "would be rounded away; write float32, and bf16: true to compute in bfloat16"
         )
     if method.no_auto and recipe.learning_rate == "auto":
-        usual = f", such as {method.learning_rate:g}" if method.learning_rate else ""
+        usual = f", such as {method.defaults['learning_rate']:g}" if "learning_rate" in method.defaults else ""
         found["learning_rate"] = f"auto excludes method: {recipe.method} ({method.no_auto}); write a number{usual}"
     if "init_r" in method.keys and recipe.init_r is not None and recipe.init_r <= recipe.rank:
         found["init_r"] = f"is {recipe.init_r} and is to fall to rank: {recipe.rank}; write more than rank"

@@ -267,7 +267,7 @@ def _wrong_keys(keys: Mapping[str, Any]) -> str | None:
 
 def _default_rates(method: str) -> list[float]:
     """The rate of the method's own defaults, where a comparison names none."""
-    rate = METHODS[method].learning_rate
+    rate = METHODS[method].defaults.get("learning_rate")
     return [] if rate is None else [rate]
 
 
