@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "measure loss and a metric on held-out rows",
     "compare": "compare methods, learning rates, ranks and seeds on a task: a table, figures and a page",
     "estimate": "estimate the gradient of a recipe's data, and write it to a file",
+    "inspect": "show, before any training, how much of the gradient an adapter's rank reaches, layer by layer",
     "init": "write an adapter with its start, untrained, for this or another tool to train",
     "export": "write an adapter anew: as a plain LoRA, at another rank, or merged into its base model",
     "doctor": "show versions and devices, and what an adapter directory is",

@@ -60,13 +60,18 @@ def console(options: argparse.Namespace) -> Console:
     return made if made.is_terminal else Console(stderr=options.json, width=WIDTH)
 
 
-def add_recipe(parser: argparse.ArgumentParser, *, listed: bool) -> None:
+def add_recipe(parser: argparse.ArgumentParser, *, listed: bool, or_model: bool = False) -> None:
     """Adds RECIPE and, for help and completion, each of its keys as an option.
+
+    With `or_model`, a name that ends in neither .yaml nor .yml is a model's: a recipe of nothing but that model.
 
     The keys are not parsed as options: recipes are read, changed and checked in one place (`read_recipe`).
     """
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file of key: value lines (docs/recipes.md)")
-    parser.usage = f"{parser.prog} RECIPE [options] [key=value or --key value ...]"
+    what = "RECIPE|MODEL" if or_model else "RECIPE"
+    alone = ", or a model's name" if or_model else ""
+    parser.add_argument("recipe", metavar=what, help=f"YAML file of key: value lines (docs/recipes.md){alone}")
+    parser.set_defaults(or_model=or_model)
+    parser.usage = f"{parser.prog} {what} [options] [key=value or --key value ...]"
     if not listed:
         return
     from loraga.lab.recipe_help import groups
@@ -87,11 +92,13 @@ def no_more(words: Sequence[str]) -> None:
 
 
 def read_recipe(options: argparse.Namespace, words: Sequence[str]) -> Recipe:
-    """The recipe file with the command line's changes."""
+    """The recipe file, or the model where the command takes one, with the command line's changes."""
     from loraga.lab.errors import SettingsError
-    from loraga.lab.recipe_check import load_recipe
+    from loraga.lab.recipe_check import load_recipe, recipe_of_model
 
     path = Path(options.recipe)
+    if options.or_model and path.suffix not in (".yaml", ".yml"):
+        return recipe_of_model(options.recipe, words)
     if not path.exists() and any(word.endswith((".yaml", ".yml")) for word in words):
         raise SettingsError(f"the recipe comes first, and what changes it after it; {options.recipe} is no file")
     return load_recipe(path, words)

@@ -46,6 +46,22 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     return check(folder | read_recipe_file(path) | read_overrides(overrides, text_keys()))
 
 
+def recipe_of_model(model: str, overrides: Iterable[str]) -> Recipe:
+    """Makes the recipe that the command line alone writes.
+
+    Args:
+        model: the value of the key model.
+        overrides: every other key, as key=value, --key=value or --key value.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: one line for each thing that is wrong.
+    """
+    return check({"model": Written(model, "the command line")} | read_overrides(overrides, _text_keys()))
+
+
 def check(written: Mapping[str, Written]) -> Recipe:
     """Makes a recipe of written values.
 
