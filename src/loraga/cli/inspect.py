@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
 
     from loraga.lab.inspection import inspect_recipe
     from loraga.lab.inspection_console import show_inspection
-    from loraga.lab.inspection_files import require_free, write
+    from loraga.lab.inspection_files import require_free, subject_of, write
     from loraga.lab.progress import WorkProgress
 
     require_free(folder, recipe)
@@ -58,5 +58,5 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.json:
         print_json(content)
     else:
-        show_inspection(found, f"{recipe.model} on {recipe.data}", folder, shown_on)
+        show_inspection(found, subject_of(recipe), folder, shown_on)
     return DONE

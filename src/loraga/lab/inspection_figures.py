@@ -28,30 +28,33 @@ SMALLEST_RATIO = 1e-7  # to the largest singular value: below is float32's round
 MOST_HEIGHT, WRITTEN_ROWS = 16.0, 48  # inches; rows up to which cells have their number
 
 
-def draw_all(inspection: Inspection, folder: Path) -> None:
+def draw_all(inspection: Inspection, subject: str, folder: Path) -> None:
     """Draws the four pictures.
 
     Args:
         inspection: what was found.
+        subject: "MODEL on DATA", for the titles.
         folder: where they go.
     """
-    draw_heat_map(inspection, folder / "gradient.png")
-    draw_spectrum(inspection, folder / "spectrum.png")
-    draw_coverage(inspection, folder / "coverage.png")
-    draw_coverage_by_layer(inspection, folder / "coverage_by_layer.png")
+    draw_heat_map(inspection, subject, folder / "gradient.png")
+    draw_spectrum(inspection, subject, folder / "spectrum.png")
+    draw_coverage(inspection, subject, folder / "coverage.png")
+    draw_coverage_by_layer(inspection, subject, folder / "coverage_by_layer.png")
 
 
-def draw_heat_map(inspection: Inspection, path: Path) -> None:
+def draw_heat_map(inspection: Inspection, subject: str, path: Path) -> None:
     """Draws |G| of one layer on a logarithmic colour scale (Figure 5 left).
 
     Args:
         inspection: what was found.
+        subject: "MODEL on DATA", for the title.
         path: the PNG file to write.
     """
     found = inspection.heat_map
     means = found.means.numpy()
     positive = means[means > 0]
-    low, high = np.quantile(positive, 0.01), positive.max()  # a few entries near zero would take half of the scale
+    # a few entries near zero, or a single column of large ones, would take most of the scale
+    low, high = np.quantile(positive, (0.01, 0.99))
     figure, axes = _figure()
     d_out, d_in = found.shape
     image = axes.imshow(
@@ -66,17 +69,19 @@ def draw_heat_map(inspection: Inspection, path: Path) -> None:
     axes.set_xlabel(f"input of the layer, 1 to {d_in}")
     axes.set_ylabel(f"output of the layer, 1 to {d_out}")
     of = "mean |dL/dW|" if found.side == 1 else f"mean |dL/dW| of {found.side} x {found.side} weights"
-    figure.colorbar(image, ax=axes, label=f"{of} (nats per unit of weight)", extend="min")
-    part = "" if found.part_of_rank is None else f"\nits part of rank {found.part_of_rank}, which is what is known"
-    axes.set_title(f"Gradient of {found.layer}\n{_looked_at(inspection)}{part}")
+    figure.colorbar(image, ax=axes, label=f"{of} (nats per unit of weight)", extend="both")
+    part = "" if found.part_of_rank is None else f"; of rank {found.part_of_rank}, the part that is known"
+    largest = f"the brightest 1 % lies above the scale, up to {positive.max():.2g}"
+    axes.set_title(f"Gradient of {found.layer}\n{_looked_at(inspection, subject)}\n{largest}{part}")
     figure.savefig(path)
 
 
-def draw_spectrum(inspection: Inspection, path: Path) -> None:
+def draw_spectrum(inspection: Inspection, subject: str, path: Path) -> None:
     """Draws every layer's singular values beside its largest one, coloured by kind (Figure 5 middle).
 
     Args:
         inspection: what was found.
+        subject: "MODEL on DATA", for the title.
         path: the PNG file to write.
     """
     figure, axes = _figure()
@@ -84,10 +89,10 @@ def draw_spectrum(inspection: Inspection, path: Path) -> None:
     for colour, (kind, layers) in zip(_colours(len(kinds)), kinds.items(), strict=True):
         ratios = [_ratios(layer) for layer in layers]
         for each in ratios:
-            axes.plot(range(1, len(each) + 1), each, color=colour, alpha=0.2, linewidth=0.6)
+            axes.plot(range(1, len(each) + 1), _drawn(each), color=colour, alpha=0.2, linewidth=0.6)
         shortest = min(map(len, ratios))
         median = np.median([each[:shortest] for each in ratios], axis=0)
-        axes.plot(range(1, shortest + 1), median, color=colour, linewidth=2.2, label=kind)
+        axes.plot(range(1, shortest + 1), _drawn(median), color=colour, linewidth=2.2, label=kind)
     axes.set(xscale="log", yscale="log", xlim=(1, None))
     axes.set_ylim(top=1.2)
     axes.axvline(2 * inspection.rank, color=MARK, linestyle=":", linewidth=1.2)
@@ -101,24 +106,26 @@ def draw_spectrum(inspection: Inspection, path: Path) -> None:
     _powers_of_two(axes, VALUES_DRAWN)
     axes.set_xlabel("number of the singular value, from the largest")
     axes.set_ylabel("singular value / largest one of the layer")
-    axes.set_title(f"Singular values of each layer's gradient\n{_looked_at(inspection)}{_known_values(inspection)}")
+    seen = f"{_looked_at(inspection, subject)}{_known_values(inspection)}"
+    axes.set_title(f"Singular values of each layer's gradient\n{seen}")
     axes.grid(alpha=0.3)
     axes.legend(title="thick: median of the kind\nthin: one layer", frameon=False, loc="lower left")
     figure.savefig(path)
 
 
-def draw_coverage(inspection: Inspection, path: Path) -> None:
+def draw_coverage(inspection: Inspection, subject: str, path: Path) -> None:
     """Draws coverage against rank: the median layer, a band of most layers, and the lowest one (Figure 5 right).
 
     Args:
         inspection: what was found.
+        subject: "MODEL on DATA", for the title.
         path: the PNG file to write.
     """
     ranks = range(1, min(RANKS_DRAWN, inspection.largest_known_rank or RANKS_DRAWN) + 1)
     shares = np.array([[layer.coverage(rank) for rank in ranks] for layer in inspection.layers])  # (layers, ranks)
     low, median, high = np.quantile(shares, (0.1, 0.5, 0.9), axis=0)
     figure, axes = _figure()
-    axes.fill_between(ranks, low, high, color=BAND, alpha=0.45, linewidth=0, label="80 % of the layers")
+    axes.fill_between(ranks, low, high, color=BAND, alpha=0.45, linewidth=0, label="middle 80 % of the layers")
     axes.plot(ranks, median, color=LINE, linewidth=2, label="median layer")
     axes.plot(ranks, shares.min(axis=0), color=LOWEST, linewidth=1.6, label="lowest layer at each rank")
     axes.axhline(SHARE, color=MARK, linestyle=":", linewidth=1, label="90 %")
@@ -140,17 +147,19 @@ def draw_coverage(inspection: Inspection, path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("rank r of the adapter")
     axes.set_ylabel("share of the squared gradient in 2r singular directions")
-    axes.set_title(f"How much of the gradient a rank covers\n{_looked_at(inspection)}{_known_ranks(inspection)}")
+    seen = f"{_looked_at(inspection, subject)}{_known_ranks(inspection)}"
+    axes.set_title(f"How much of the gradient a rank covers\n{seen}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
 
-def draw_coverage_by_layer(inspection: Inspection, path: Path) -> None:
+def draw_coverage_by_layer(inspection: Inspection, subject: str, path: Path) -> None:
     """Draws the coverage at the recipe's rank as a table of block by kind of layer.
 
     Args:
         inspection: what was found.
+        subject: "MODEL on DATA", for the title.
         path: the PNG file to write.
     """
     kinds = list(inspection.kinds())
@@ -160,11 +169,12 @@ def draw_coverage_by_layer(inspection: Inspection, path: Path) -> None:
         at = blocks.index(layer.block), kinds.index(layer.kind)
         cells[at] = np.fmin(cells[at], layer.coverage(inspection.rank))  # the lowest where a cell has several layers
     figure, axes = _figure(max(WIDTH, 0.9 * len(kinds) + 2), min(MOST_HEIGHT, max(HEIGHT, 0.26 * len(blocks) + 2)))
-    image = axes.imshow(cells, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    lowest = min(0.9, math.floor(10 * np.nanmin(cells)) / 10)  # of the colours: a full ten percent
+    image = axes.imshow(cells, cmap="viridis", vmin=lowest, vmax=1, aspect="auto")
     if len(blocks) <= WRITTEN_ROWS:
         for (row, column), share in np.ndenumerate(cells):
             if not math.isnan(share):
-                colour = "black" if share > 0.6 else "white"
+                colour = "black" if share > (1 + lowest) / 2 else "white"
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right", rotation_mode="anchor")
     step = max(1, len(blocks) // 30)
@@ -174,7 +184,7 @@ def draw_coverage_by_layer(inspection: Inspection, path: Path) -> None:
     axes.set_ylabel("block, from the input on")
     bar = figure.colorbar(image, ax=axes, label="share of the squared gradient covered")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title(f"What rank {inspection.rank} covers, in percent\n{_looked_at(inspection)}")
+    axes.set_title(f"What rank {inspection.rank} covers, in percent\n{_looked_at(inspection, subject)}")
     figure.savefig(path)
 
 
@@ -192,7 +202,10 @@ def _colours(count: int) -> list[Any]:
 
 def _ratios(layer: Layer) -> np.ndarray[Any, Any]:
     values = np.array(layer.spectrum.values[:VALUES_DRAWN])
-    ratios = values / values[0]
+    return values / values[0]
+
+
+def _drawn(ratios: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(ratios > SMALLEST_RATIO, ratios, math.nan)
 
 
@@ -202,8 +215,9 @@ def _powers_of_two(axes: Axes, most: int) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
 
 
-def _looked_at(inspection: Inspection) -> str:
-    return f"mean over {inspection.loss_terms:,.0f} target tokens in {inspection.micro_batches} micro-batches"
+def _looked_at(inspection: Inspection, subject: str) -> str:
+    tokens, batches = inspection.loss_terms, inspection.micro_batches
+    return f"{subject}, mean over {tokens:,.0f} target tokens in {batches} micro-batches"
 
 
 def _known_values(inspection: Inspection) -> str:

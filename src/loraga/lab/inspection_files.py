@@ -76,13 +76,17 @@ def write(inspection: Inspection, recipe: Recipe, folder: Path) -> dict[str, Any
     Raises:
         SaveError: if they cannot be written.
     """
-    content = content_of(inspection, recipe)
+    content, subject = content_of(inspection, recipe), subject_of(recipe)
     with staged_directory(folder) as staging:
         (staging / JSON).write_text(_text(content), encoding="utf-8")
-        page = markdown(inspection, Path(recipe.model).name, Path(recipe.data).name)
-        (staging / PAGE).write_text(page, encoding="utf-8")
-        draw_all(inspection, staging)
+        (staging / PAGE).write_text(markdown(inspection, subject), encoding="utf-8")
+        draw_all(inspection, subject, staging)
     return content
+
+
+def subject_of(recipe: Recipe) -> str:
+    """What is inspected, in words: "MODEL on DATA", without their folders."""
+    return f"{Path(recipe.model).name} on {Path(recipe.data).name}"
 
 
 def content_of(inspection: Inspection, recipe: Recipe) -> dict[str, Any]:

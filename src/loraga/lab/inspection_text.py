@@ -20,8 +20,8 @@ MEANS = (
 )
 DOES_NOT_SAY = (
     "What it does not say: how good the model will be. It is one gradient, at the base model's weights. Training "
-    "changes it at every step, AdamW rescales it, and a low share does not show that an adapter of this rank ends worse. It "
-    "compares layers, data and ranks, not methods."
+    "changes it at every step, AdamW rescales it, and a low share does not show that an adapter of this rank ends "
+    "worse. It compares layers, data and ranks, not methods."
 )
 MORE_ROWS = (
     "More rows bring more directions into the gradient, and the shares fall as a rule: before you rely on a number, "
@@ -90,13 +90,12 @@ def layer_rows(layers: Sequence[Layer], inspection: Inspection) -> list[tuple[st
     ]
 
 
-def markdown(inspection: Inspection, model: str, data: str) -> str:
+def markdown(inspection: Inspection, subject: str) -> str:
     """The whole of inspect.md.
 
     Args:
         inspection: what was found.
-        model: its name.
-        data: their name.
+        subject: "MODEL on DATA".
 
     Returns:
         Markdown, with the pictures beside it.
@@ -105,7 +104,7 @@ def markdown(inspection: Inspection, model: str, data: str) -> str:
     ranked = sorted(inspection.layers, key=lambda layer: layer.coverage(rank))
     listed = min(LISTED, len(ranked))
     parts = [
-        f"# The gradient of {model} on {data}",
+        f"# The gradient of {subject}",
         *answer(inspection),
         *meaning(rank),
         COLUMNS.format(rank=rank, directions=2 * rank),
