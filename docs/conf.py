@@ -34,8 +34,8 @@ PAGES = {
         "docs/errors",
         "docs/architectures",
     ],
-    "Command line": ["docs/command-line", "docs/recipes"],
-    "Inside": ["docs/mathematics", "docs/performance", "docs/architecture", "docs/results/LOG"],
+    "Command line": ["docs/command-line", "docs/recipes", "docs/inspect"],
+    "Inside": ["docs/mathematics", "docs/performance", "docs/architecture", "docs/results/LOG", "docs/results/inspect/inspect"],
     "Reference": ["docs/reference", "CONTRIBUTING", "CHANGELOG"],
 }
 NOT_YET = {"docs/performance"}  # until the benchmarks write it

@@ -119,6 +119,49 @@ def test_export_at_another_rank_and_merged(place, run):
     assert (place / "merged" / "tokenizer.json").exists()
 
 
+def test_inspect_says_what_a_rank_covers_and_writes_it(place, run):
+    said = run("inspect", "good.yaml", "method=lora", "gradient_batches=2", "--output", "inspected")
+
+    found = json.loads((place / "inspected" / "inspect.json").read_text())
+    percent = f"{100 * found['median']['coverage']['4']:.1f} %"
+    assert f"Rank 4 covers {percent} of the squared gradient in the median layer" in said
+    assert "What it does not say" in said
+    assert len(found["layers"]) == 14
+
+
+def test_inspect_of_a_model_is_that_of_the_recipe_that_the_command_line_writes(place, run):
+    keys = (
+        "gradient_batches=2",
+        "per_device_train_batch_size=2",
+        "rank=4",
+        "template=none",
+        "held_out_rows=4",
+        "--json",
+    )
+    words = ("--data", "rows.jsonl", "--prompt", "question", "--target", "answer")
+    alone = json.loads(run("inspect", "tiny", *words, *keys))
+    in_file = json.loads(run("inspect", "good.yaml", *keys))
+
+    assert alone["layers"] == in_file["layers"]
+    assert {"inspections/tiny/inspect.json", "inspections/good/inspect.json"} <= {
+        str(file.relative_to(place)) for file in place.glob("inspections/*/*")
+    }
+
+
+def test_inspect_writes_nothing_where_it_is_stopped(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loraga.lab.full_gradient.mean_loss", stop)
+
+    assert main(["inspect", "good.yaml", "--output", "stopped"]) == 130
+
+    assert capsys.readouterr().err == "loraga: interrupted; stopped is as it was\n"
+    assert not (place / "stopped").exists()
+
+
 def test_init_from_a_gradients_file_is_init_from_the_data(place, run):
     run("estimate", "good.yaml", "--output", "gradient.safetensors")
     run("init", "good.yaml", "gradients=gradient.safetensors", "--output", "from_file")

@@ -133,6 +133,10 @@ def test_an_unknown_layer_is_refused_with_the_nearest(told):
         SettingsError, match=r"no layer model\.layers\.1\.q_proj .*mean model\.layers\.1\.self_attn\.q_pr"
     ):
         inspect_model(model, batches(), RANK, told, layer="model.layers.1.q_proj")
+    with pytest.raises(
+        SettingsError, match=r"no layer q_proj with an adapter; did you mean model\.layers\.0\.self_attn\.q"
+    ):
+        inspect_model(model, batches(), RANK, told, layer="q_proj")
     with pytest.raises(SettingsError, match=r"no layer x with an adapter; the layers are called like model\.layers\.0"):
         inspect_model(model, batches(), RANK, told, layer="x")
 

@@ -73,7 +73,7 @@ def test_the_meaning_says_what_the_share_is_no_measure_of():
 
     assert "along its 16 strongest singular directions" in text
     assert "does not say: how good the model will be" in text
-    assert "double gradient_batches" in text
+    assert "four times as many (gradient_batches)" in text
 
 
 def test_a_table_has_a_row_for_each_kind():

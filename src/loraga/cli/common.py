@@ -97,7 +97,7 @@ def read_recipe(options: argparse.Namespace, words: Sequence[str]) -> Recipe:
     from loraga.lab.recipe_check import load_recipe, recipe_of_model
 
     path = Path(options.recipe)
-    if options.or_model and path.suffix not in (".yaml", ".yml"):
+    if getattr(options, "or_model", False) and path.suffix not in (".yaml", ".yml"):
         return recipe_of_model(options.recipe, words)
     if not path.exists() and any(word.endswith((".yaml", ".yml")) for word in words):
         raise SettingsError(f"the recipe comes first, and what changes it after it; {options.recipe} is no file")

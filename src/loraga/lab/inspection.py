@@ -279,7 +279,9 @@ def _shown_layer(norms: Mapping[str, float], layer: str | None) -> str:
 
 
 def _meant(layer: str, names: Sequence[str]) -> str:
-    meant = nearest(layer, names)
+    last = layer.rpartition(".")[2]
+    alike = [name for name in names if name.rpartition(".")[2] == last]  # q_proj is meant where q_proj is written
+    meant = nearest(layer, alike) or next(iter(alike), None) or nearest(layer, names)
     return f"; did you mean {meant}?" if meant else f"; the layers are called like {names[0]}"
 
 

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from .figures import DOTS_PER_INCH, HEIGHT, WIDTH
 from .inspection_text import SHARE, percent
@@ -70,9 +70,13 @@ def draw_heat_map(inspection: Inspection, subject: str, path: Path) -> None:
     axes.set_ylabel(f"output of the layer, 1 to {d_out}")
     of = "mean |dL/dW|" if found.side == 1 else f"mean |dL/dW| of {found.side} x {found.side} weights"
     figure.colorbar(image, ax=axes, label=f"{of} (nats per unit of weight)", extend="both")
-    part = "" if found.part_of_rank is None else f"; of rank {found.part_of_rank}, the part that is known"
-    largest = f"the brightest 1 % lies above the scale, up to {positive.max():.2g}"
-    axes.set_title(f"Gradient of {found.layer}\n{_looked_at(inspection, subject)}\n{largest}{part}")
+    part = (
+        ""
+        if found.part_of_rank is None
+        else f"\nof the gradient its part of rank {found.part_of_rank}, which is what is known"
+    )
+    above = f"the brightest 1 % lies above the scale, up to {positive.max():.2g}" if positive.max() > high else ""
+    _title(axes, f"Gradient of {found.layer}", inspection, subject, above + part)
     figure.savefig(path)
 
 
@@ -106,8 +110,7 @@ def draw_spectrum(inspection: Inspection, subject: str, path: Path) -> None:
     _powers_of_two(axes, VALUES_DRAWN)
     axes.set_xlabel("number of the singular value, from the largest")
     axes.set_ylabel("singular value / largest one of the layer")
-    seen = f"{_looked_at(inspection, subject)}{_known_values(inspection)}"
-    axes.set_title(f"Singular values of each layer's gradient\n{seen}")
+    _title(axes, "Singular values of each layer's gradient", inspection, subject, _known_values(inspection))
     axes.grid(alpha=0.3)
     axes.legend(title="thick: median of the kind\nthin: one layer", frameon=False, loc="lower left")
     figure.savefig(path)
@@ -147,8 +150,7 @@ def draw_coverage(inspection: Inspection, subject: str, path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("rank r of the adapter")
     axes.set_ylabel("share of the squared gradient in 2r singular directions")
-    seen = f"{_looked_at(inspection, subject)}{_known_ranks(inspection)}"
-    axes.set_title(f"How much of the gradient a rank covers\n{seen}")
+    _title(axes, "How much of the gradient a rank covers", inspection, subject, _known_ranks(inspection))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
@@ -167,24 +169,25 @@ def draw_coverage_by_layer(inspection: Inspection, subject: str, path: Path) -> 
     cells = np.full((len(blocks), len(kinds)), math.nan)
     for layer in inspection.layers:
         at = blocks.index(layer.block), kinds.index(layer.kind)
-        cells[at] = np.fmin(cells[at], layer.coverage(inspection.rank))  # the lowest where a cell has several layers
+        cells[at] = np.fmin(
+            cells[at], 100 * layer.coverage(inspection.rank)
+        )  # the lowest where a cell has several layers
     figure, axes = _figure(max(WIDTH, 0.9 * len(kinds) + 2), min(MOST_HEIGHT, max(HEIGHT, 0.26 * len(blocks) + 2)))
-    lowest = min(0.9, math.floor(10 * np.nanmin(cells)) / 10)  # of the colours: a full ten percent
-    image = axes.imshow(cells, cmap="viridis", vmin=lowest, vmax=1, aspect="auto")
+    lowest = min(90, 10 * math.floor(np.nanmin(cells) / 10))  # of the colours: a full ten percent
+    image = axes.imshow(cells, cmap="viridis", vmin=lowest, vmax=100, aspect="auto")
     if len(blocks) <= WRITTEN_ROWS:
         for (row, column), share in np.ndenumerate(cells):
             if not math.isnan(share):
-                colour = "black" if share > (1 + lowest) / 2 else "white"
-                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
+                colour = "black" if share > (100 + lowest) / 2 else "white"
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right", rotation_mode="anchor")
     step = max(1, len(blocks) // 30)
     names = ["none" if block is None else str(block) for block in blocks]
     axes.set_yticks(range(0, len(blocks), step), names[::step])
     axes.set_xlabel("kind of layer")
     axes.set_ylabel("block, from the input on")
-    bar = figure.colorbar(image, ax=axes, label="share of the squared gradient covered")
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title(f"What rank {inspection.rank} covers, in percent\n{_looked_at(inspection, subject)}")
+    figure.colorbar(image, ax=axes, label="share of the squared gradient covered (%)", ticks=MaxNLocator(integer=True))
+    _title(axes, f"How much of the gradient rank {inspection.rank} covers", inspection, subject)
     figure.savefig(path)
 
 
@@ -215,16 +218,21 @@ def _powers_of_two(axes: Axes, most: int) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
 
 
-def _looked_at(inspection: Inspection, subject: str) -> str:
+def _title(axes: Axes, what: str, inspection: Inspection, subject: str, note: str = "") -> None:
+    """What a picture shows, and below it of which model and data, and how it was found."""
+    figure = axes.get_figure()
+    assert figure is not None
+    figure.suptitle(what)
     tokens, batches = inspection.loss_terms, inspection.micro_batches
-    return f"{subject}, mean over {tokens:,.0f} target tokens in {batches} micro-batches"
+    lines = (subject, f"mean over {tokens:,.0f} target tokens in {batches} micro-batches", note)
+    axes.set_title("\n".join(line for line in lines if line), fontsize="small")
 
 
 def _known_values(inspection: Inspection) -> str:
     known = inspection.largest_known_rank
-    return "" if known is None else f"\nof most layers only the first {2 * known} are known, by estimate"
+    return "" if known is None else f"of most layers only the first {2 * known} are known, by estimate"
 
 
 def _known_ranks(inspection: Inspection) -> str:
     known = inspection.largest_known_rank
-    return "" if known is None else f"\nestimated, and known up to rank {known} only"
+    return "" if known is None else f"estimated, and known up to rank {known} only"

@@ -24,8 +24,8 @@ DOES_NOT_SAY = (
     "worse. It compares layers, data and ranks, not methods."
 )
 MORE_ROWS = (
-    "More rows bring more directions into the gradient, and the shares fall as a rule: before you rely on a number, "
-    "double gradient_batches and see whether it holds."
+    "The shares depend on how many rows were looked at, and move in either direction with more of them: before you "
+    "rely on a number, look at four times as many (gradient_batches) and see whether it holds."
 )
 COLUMNS = (
     "Share: of the squared norm of a layer's gradient, what rank {rank} covers with its first {directions} singular "
