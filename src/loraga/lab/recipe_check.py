@@ -59,7 +59,7 @@ def recipe_of_model(model: str, overrides: Iterable[str]) -> Recipe:
     Raises:
         RecipeError: one line for each thing that is wrong.
     """
-    return check({"model": Written(model, "the command line")} | read_overrides(overrides, _text_keys()))
+    return check({"model": Written(model, "the command line")} | read_overrides(overrides, text_keys()))
 
 
 def check(written: Mapping[str, Written]) -> Recipe:

@@ -165,7 +165,7 @@ def _start_what_is_free(plan: Plan, workers: Workers, running: dict[str, Cell]) 
 
 
 def _show(plan: Plan, running: dict[str, Cell], progress: WorkProgress) -> None:
-    parts = {name: _part(cell) for name, cell in running.items()}
+    parts = {name: _part(cell) for name, cell in running.items() if outcome_of(cell.folder) is None}
     note = ", ".join(f"{name} {part:.0%}" for name, part in parts.items())
     ended = _ended(plan)
     progress.update(len(plan.cells), ended + sum(parts.values()), f"{ended} of {len(plan.cells)} cells done: {note}")
