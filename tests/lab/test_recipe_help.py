@@ -2,9 +2,10 @@ from dataclasses import MISSING, fields
 
 import yaml
 
+from loraga.lab.methods import METHODS
 from loraga.lab.recipe import Recipe
 from loraga.lab.recipe_check import OWN_KEYS, expected
-from loraga.lab.recipe_help import groups, table
+from loraga.lab.recipe_help import groups, methods_table, page, table
 from loraga.lab.training_argument_names import TRAINING_ARGUMENT_NAMES
 
 KEYS = [key for keys in groups().values() for key in keys]
@@ -65,3 +66,17 @@ def test_the_table_has_a_heading_for_each_group():
     headings = [line.removeprefix("## ").lower() for line in table().splitlines() if line.startswith("## ")]
 
     assert headings[:-1] == list(groups())
+
+
+def test_the_methods_have_a_row_each_with_what_is_their_own():
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in methods_table().splitlines()[4:]]
+
+    assert [row[:3] for row in rows] == [[f"`{name}`", each.title, each.what] for name, each in METHODS.items()]
+    own = {row[0].strip("`"): row[3] for row in rows}
+    assert (own["lora"], own["lora_plus"]) == ("", "`loraplus_lr_ratio`")
+    assert own["dora"] == "`learning_rate: 0.0002` in its paper's recipes"
+    assert own["adalora"].endswith(
+        "`learning_rate: 0.0005` in its paper's recipes, no `learning_rate: auto`, no `loraga init`"
+    )
+    assert page().startswith(methods_table())
+    assert page().endswith(table())

@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, shown with every default")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--schema", action="store_true", help="the JSON schema of recipes, for editors")
-    which.add_argument("--table", action="store_true", help="every key in Markdown: docs/recipes.md")
+    which.add_argument("--table", action="store_true", help="every method and key in Markdown: docs/recipes.md")
     add_json(parser)
 
 
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from loraga.lab.errors import SettingsError
     from loraga.lab.recipe_check import schema
     from loraga.lab.recipe_file import recipe_text, recipe_values
-    from loraga.lab.recipe_help import table
+    from loraga.lab.recipe_help import page
 
     if options.recipe is None:
         no_more(words)
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         if options.schema:
             print_json(schema())
         else:
-            print(table())
+            print(page())
         return DONE
     if options.schema or options.table:
         raise SettingsError("--schema and --table are of all recipes; leave the recipe away")

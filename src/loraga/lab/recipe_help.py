@@ -1,10 +1,11 @@
-"""A recipe's keys as help text and as the table of docs/recipes.md, read from the recipe's definition."""
+"""A recipe's methods and keys as help text and as the tables of docs/recipes.md, read from their definitions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from .methods import METHODS
 from .recipe_check import schema, shown, words
 from .training_argument_names import TRAINING_ARGUMENT_NAMES
 
@@ -35,6 +36,23 @@ def groups() -> dict[str, list[Key]]:
                 default = "needed" if name in made["required"] else "needed without task"
             found.setdefault(value["group"], []).append(Key(name, words(value), default, value["description"]))
     return found
+
+
+def page() -> str:
+    """All of it as Markdown: the methods, then the keys."""
+    return f"{methods_table()}\n\n{table()}"
+
+
+def methods_table() -> str:
+    """Every method as Markdown: what it is, and what is its own in a recipe."""
+    lines = ["## Methods", "", "| method | called | what | its own |", "|---|---|---|---|"]
+    for name, method in METHODS.items():
+        own = [f"`{key}`" for key in method.keys]
+        own += [f"`{key}: {_plain(value)}` in its paper's recipes" for key, value in method.defaults.items()]
+        own += ["no `learning_rate: auto`"] if method.no_auto else []
+        own += ["no `loraga init`"] if method.no_init else []
+        lines.append(f"| `{name}` | {method.title} | {method.what} | {', '.join(own)} |")
+    return "\n".join(lines)
 
 
 def table() -> str:

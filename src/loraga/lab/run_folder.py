@@ -3,14 +3,14 @@
 recipe.yaml       every key with its value; the folder belongs to that recipe alone
 versions.json     what it was run with
 data.json         the checksum of its rows
-start/            the adapter before its first step, with the report of its start
+start/            the adapter before its first step, with the report of its start (none where no folder can hold it)
 start.json        how long that took, and its totals: the start is done
 learning_rate.*   where the recipe says auto: the value, its curve, and what was measured later
 log.jsonl         a line a logging step
-checkpoint-N/     Trainer's
+checkpoint-N/     Trainer's, with adalora.safetensors where the method is AdaLoRA
 loss.png          its picture
 adapter/          the result, a plain LoRA with its model card (model/ after full fine-tuning)
-trained.json      written after it: training is done
+trained.json      written after it, with the number of trainable parameters: training is done
 validation.jsonl  a line a row that was taken out of the training data to choose settings by
 evaluation.jsonl  a line a held-out row
 base.jsonl        the same of the base model, by `loraga evaluate --base`, which may come before the run
