@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from .gsm8k import is_right as gsm8k_right
+from .gsm8k import is_right_by_peft
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -70,6 +73,16 @@ def last_number(text: str) -> float | None:
     return float(found[-1].replace(",", "")) if found else None
 
 
+def peft_rule(lines: Sequence[Line]) -> dict[str, float]:
+    """The share of right answers by the rule of PEFT's method comparison."""
+    shares = [
+        sum(is_right_by_peft(answer, line["target"]) for answer in answers) / len(answers)
+        for line in lines
+        for answers in (answers_of(line),)
+    ]
+    return {"peft_rule": sum(shares) / len(shares)}
+
+
 def answers_of(line: Line) -> list[str]:
     """The answers that a line holds: one as `answer`, several as `answers`."""
     return list(line["answers"]) if "answers" in line else [line["answer"]]
@@ -97,6 +110,12 @@ METRICS = {
     "exact_match": Metric("the answer is the target, but for space around it", "answers", compared(exact_match)),
     "final_number": Metric(
         "the last number of the answer equals that of the target", "answers", compared(final_number)
+    ),
+    "gsm8k": Metric(
+        "the final answer of a worked solution is the target's number (GSM8K), and the same by PEFT's rule",
+        "answers",
+        compared(gsm8k_right),
+        figures=peft_rule,
     ),
     "label_word": Metric(
         "the label word of the highest probability where the target begins is the right one",

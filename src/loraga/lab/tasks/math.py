@@ -16,7 +16,7 @@ PROMPT = (
 )
 FROM_GSM8K = "GSM_"  # how the type of a MetaMathQA row begins that was made from GSM8K's training questions
 TEST = {"held_out": "openai/gsm8k", "held_out_options": {"name": "main"}, "held_out_split": "test"}
-SHARED = {"target": "answer", "template": "none", "metric": "final_number", "max_new_tokens": 512}
+SHARED = {"target": "answer", "template": "none", "metric": "gsm8k", "max_new_tokens": 512}
 
 
 def of_metamath(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
