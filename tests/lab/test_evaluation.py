@@ -212,7 +212,38 @@ def test_metric_none_generates_nothing(causal, recipe, tmp_path):
     } == (measured_alone.to_dict())
 
 
+def test_every_line_has_a_score_beside_what_is_right(causal, recipe, tmp_path):
+    examples = encoded(recipe(), [*KNOWN[:3], {**KNOWN[3], "target": "0"}])
+
+    found = measured(causal, examples, recipe(metric="gsm8k", held_out_rows=1), tmp_path / "rows.jsonl")
+
+    assert [row["score"] for row in lines_of(tmp_path / "rows.jsonl")[1:]] == [1.0, 1.0, 1.0, 0.0]
+    assert (found.score, found.accuracy, found.scores) == (0.75, 0.75, {"peft_rule": 0.0})
+
+
 # --- sampling
+
+
+def test_several_answers_of_a_row_are_kept_in_order_with_a_score_each(case, recipe, tmp_path):
+    model, examples = case
+    keys = {"temperature": 0.7, "held_out_rows": 1, "metric": "exact_match"}
+    several = recipe(**keys, samples=6)
+
+    found = measured(model, examples, several, tmp_path / "rows.jsonl")
+
+    rows = lines_of(tmp_path / "rows.jsonl")[1:]
+    assert [len(row["answers"]) for row in rows] == [6] * 10
+    for row in rows:
+        assert row["scores"] == [float(answer == row["target"]) for answer in row["answers"]]
+        assert row["score"] == pytest.approx(sum(row["scores"]) / 6)
+        assert "right" not in row
+    assert len({answer for row in rows for answer in row["answers"]}) > 10
+    assert 0 < found.score < 1
+    assert found.score == pytest.approx(sum(row["score"] for row in rows) / 10)
+    assert (found.right, found.accuracy, found.low) == (None, None, None)
+    one = measured(model, examples, recipe(**keys), tmp_path / "one.jsonl")
+    assert [row["answer"] for row in lines_of(tmp_path / "one.jsonl")[1:]] == [row["answers"][0] for row in rows]
+    assert one.right is not None
 
 
 def test_sampling_too_is_by_the_recipe_alone(case, recipe, monkeypatch):
@@ -287,7 +318,8 @@ def killed_between_two_batches(file, whole):
 )
 def test_what_is_sampled_does_not_depend_on_where_an_earlier_call_stopped(case, recipe, tmp_path, told, kill, done):
     model, examples = case
-    sampled, file = recipe(temperature=1.5, metric="exact_match", held_out_rows=1), tmp_path / "rows.jsonl"
+    keys = {"temperature": 1.5, "metric": "exact_match", "held_out_rows": 1, "samples": 2}
+    sampled, file = recipe(**keys), tmp_path / "rows.jsonl"
     expected = measured(model, examples, sampled, file)
     whole = file.read_bytes()
     kill(file, whole)
@@ -384,7 +416,11 @@ def test_wilsons_interval_ends_where_the_score_test_just_does_not_reject(numbers
 
 def test_summary_weighs_rows_by_their_target_tokens():
     found = summary(
-        [{"loss": 1.0, "terms": 3, "right": True}, {"loss": 5.0, "terms": 1, "right": False}], "exact_match"
+        [
+            {"loss": 1.0, "terms": 3, "score": 1.0, "right": True},
+            {"loss": 5.0, "terms": 1, "score": 0.0, "right": False},
+        ],
+        "exact_match",
     )
 
-    assert (found.rows, found.loss, found.terms, found.right) == (2, 2.0, 4, 1)
+    assert (found.rows, found.loss, found.terms, found.right, found.score) == (2, 2.0, 4, 1, 0.5)

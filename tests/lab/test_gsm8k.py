@@ -21,7 +21,11 @@ def test_the_table_of_answers_is_long_and_has_right_and_wrong_ones():
     assert 20 <= sum(not right for _, _, right, _ in ANSWERS) <= len(ANSWERS) / 2
 
 
-@given(st.integers(-(10**9), 10**9), st.booleans(), st.sampled_from(["#### {}", "The answer is: {}.", "${} = \\boxed{{{}}}$"]))
+@given(
+    st.integers(-(10**9), 10**9),
+    st.booleans(),
+    st.sampled_from(["#### {}", "The answer is: {}.", "${} = \\boxed{{{}}}$"]),
+)
 def test_every_whole_number_is_read_in_every_form(number, grouped, form):
     written = f"{number:,}" if grouped else str(number)
 

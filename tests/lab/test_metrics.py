@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from loraga.lab.metrics import METRICS, exact_match, final_number, last_number
+from loraga.lab.prompts import Prompted, Segment
 
 PUNCTUATION = st.sampled_from(["", ".", "!", ",", " apples.", "%", ".\n", "</s>"])
 SPACE = st.text(alphabet=" \n\t", max_size=3)
@@ -99,8 +101,52 @@ def test_final_numbers_are_compared_as_numbers(answer, target, right):
     assert final_number(answer, target) is right
 
 
+def row(target):
+    return Prompted((Segment("question", False), Segment(target, True)), from_template=False)
+
+
 def test_metrics_are_found_by_name_and_none_judges_nothing():
-    assert METRICS["none"].is_right is None
-    assert METRICS["exact_match"].is_right is exact_match
-    assert METRICS["final_number"].is_right is final_number
+    assert {name for name, metric in METRICS.items() if metric.judged_by == "answers"} == {
+        name for name, metric in METRICS.items() if metric.judge is not None
+    }
+    assert METRICS["none"].judged_by == "nothing"
+    assert [METRICS["exact_match"].judge(said, row("18")) for said in ("18", "18.")] == [1.0, 0.0]
+    assert [METRICS["final_number"].judge(said, row("is 18")) for said in ("18.", "20")] == [1.0, 0.0]
+    assert [METRICS["gsm8k"].judge(said, row("#### 18")) for said in ("\\boxed{18}", "#### 20")] == [1.0, 0.0]
     assert all(metric.what for metric in METRICS.values())
+
+
+def test_pefts_rule_stands_beside_the_corrected_one_also_for_several_answers():
+    lines = [
+        {"answer": "The answer is 18.", "target": "#### 18"},
+        {"answer": "18", "target": "#### 18"},
+        {"answers": ["#### 5", "\\boxed{5}", "#### 5", "#### 6"], "target": "#### 5"},
+    ]
+
+    assert METRICS["gsm8k"].figures(lines) == {"peft_rule": pytest.approx((1 + 0 + 0.5) / 3)}
+
+
+def said_and_right(pairs):
+    return [{"answer": said, "target": right} for said, right in pairs]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_matthews_correlation_of_two_classes_is_pearsons_of_their_indicators(pairs):
+    found = METRICS["label_word"].figures(said_and_right((f"{said}", f"{right}") for said, right in pairs))["matthews"]
+
+    said, right = np.array(pairs, dtype=float).T
+    constant = said.std() == 0 or right.std() == 0
+    assert found == pytest.approx(0.0 if constant else np.corrcoef(said, right)[0, 1], abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcd")), min_size=2, max_size=30))
+def test_matthews_correlation_of_more_classes_is_that_of_their_indicators_together(pairs):
+    said, right = (
+        np.array([[each[side] == name for name in "abcd"] for each in pairs], dtype=float) for side in (0, 1)
+    )
+    said, right = said - said.mean(axis=0), right - right.mean(axis=0)
+    product = np.sqrt((said**2).sum() * (right**2).sum())
+
+    found = METRICS["label_word"].figures(said_and_right(pairs))["matthews"]
+
+    assert found == pytest.approx((said * right).sum() / product if product > 1e-9 else 0.0, abs=1e-9)

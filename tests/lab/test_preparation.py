@@ -181,3 +181,86 @@ def test_a_mistake_in_the_held_out_data_names_them(recipe, console, without_weig
 
     with pytest.raises(DataError, match=r"row 2 of .*others\.jsonl has no column target"):
         prepare(recipe(model=without_weights, held_out=str(tmp_path / "others.jsonl")), console)
+
+
+# --- parts that share no row
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_rows_for_validation_are_encoded_and_said_to_the_trainer(recipe, console):
+    made = prepare(recipe(held_out_rows=5, validation_rows=4), console)
+
+    assert [len(part) for part in (made.train, made.validation, made.held_out)] == [15, 4, 5]
+    assert len({*prompts(made.train), *prompts(made.validation), *prompts(made.held_out)}) == 24
+    assert made.data_for(tiny_model()).held_out == made.validation
+    assert replace(made, validation=made.validation[:-1]).digest != made.digest
+
+
+def test_training_rows_that_the_held_out_data_hold_too_are_an_error_with_their_number_and_the_first(
+    recipe, console, tmp_path
+):
+    other = write(tmp_path / "others.jsonl", [{"prompt": "9 + 9 =", "target": "18"}, *ROWS[7:10], ROWS[3]])
+
+    with pytest.raises(
+        DataError, match=r"^4 rows of .*rows\.jsonl are in .*others\.jsonl too, .*\(the first is row 4, there row 5\)"
+    ):
+        prepare(recipe(held_out=other), console)
+
+
+def test_a_row_is_the_same_only_if_prompt_and_target_are(recipe, console, tmp_path):
+    other = write(tmp_path / "others.jsonl", [{**ROWS[0], "target": "0"}, {**ROWS[1], "prompt": "0"}])
+
+    assert len(prepare(recipe(held_out=other), console).train) == 24
+
+
+def test_overlap_drop_leaves_them_out_of_training_and_validation(recipe, console, tmp_path):
+    other = write(tmp_path / "others.jsonl", ROWS[4:10])
+
+    made = prepare(recipe(held_out=other, overlap="drop", validation_rows=12), console)
+
+    assert (len(made.train) + len(made.validation), len(made.held_out)) == (18, 6)
+    assert not {*prompts(made.train), *prompts(made.validation)} & set(prompts(made.held_out))
+    assert said(console).endswith("rows.jsonl: 6 rows are left out of training, since they are evaluated on too\n")
+
+
+def test_a_row_that_stands_in_the_data_twice_is_not_both_trained_and_evaluated_on(recipe, console, tmp_path):
+    data = write(tmp_path / "twice.jsonl", [*ROWS[:8], *ROWS[:8]])
+
+    made = prepare(recipe(data=data, held_out_rows=3, validation_rows=3), console)
+
+    parts = [set(prompts(part)) for part in (made.train, made.validation, made.held_out)]
+    assert len(parts[0] | parts[1] | parts[2]) == sum(map(len, parts))
+    assert "rows are left out of training" in said(console)
+
+
+def test_data_that_are_all_evaluated_on_are_refused(recipe, console, tmp_path):
+    other = write(tmp_path / "others.jsonl", ROWS)
+
+    with pytest.raises(DataError, match=r"every row of .* is evaluated on too, so none is left to train on"):
+        prepare(recipe(held_out=other, overlap="drop"), console)
+
+
+# --- label words and tasks
+
+
+def test_a_label_word_of_more_tokens_is_refused_before_any_weight_is_read(recipe, console, without_weights, tmp_path):
+    data = write(tmp_path / "labels.jsonl", [{"prompt": f"{n} is", "target": n % 2} for n in range(8)])
+    judged = {"model": without_weights, "data": data, "held_out_rows": 2, "metric": "label_word"}
+
+    with pytest.raises(SettingsError, match=r"the word odd is 3 tokens here \(o, d, d\)"):
+        prepare(recipe(**judged, labels=["e", "odd"]), console)
+    assert {each.prompted.target for each in prepare(recipe(**judged, labels=["e", "o"]), console).train} == {"e", "o"}
+
+
+def test_rows_that_a_task_drops_are_told(recipe, console, tmp_path):
+    rows = [{"sentence": f"film {n}", "label": n % 2 if n % 5 else -1} for n in range(20)]
+    data = write(tmp_path / "films.jsonl", rows)
+
+    made = prepare(recipe(data=data, task="sst2", prompt="sentence", target="label"), console)
+
+    assert len(made.train) == 16
+    assert said(console) == f"{data}: task sst2 dropped 4 rows\n"

@@ -239,3 +239,25 @@ def test_what_a_template_refuses_is_said_in_one_line():
 def test_messages_of_another_shape_are_refused(chat, words):
     with pytest.raises(DataError, match=f"^row 1 of rows.jsonl .*{re.escape(words)}"):
         prompted({"chat": chat}, CHATML, chat="chat")
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("1", "positive"), (0, "negative"), ("positive", "positive"), (" 1", " positive"), (" negative ", " negative ")],
+)
+def test_a_target_with_labels_is_a_label_or_its_place(target, said):
+    made = prompted({"q": "good", "a": target}, prompt="q", target="a", labels=["negative", "positive"])
+
+    assert made.segments[-1].text == said
+    assert made.target == said.strip()
+
+
+@pytest.mark.parametrize("target", ["2", "-1", "neutral", "Positive", "1.0", "\u00b2", True])
+def test_a_target_that_is_none_of_the_labels_is_refused_with_all_of_them(target):
+    with pytest.raises(
+        DataError, match=r"row 1 of rows.jsonl has the target .*none of labels \(0 negative, 1 positive"
+    ):
+        prompted({"q": "good", "a": target}, prompt="q", target="a", labels=["negative", "positive"])

@@ -11,7 +11,8 @@ from loraga.lab.errors import RecipeError
 from loraga.lab.foreign_keys import FOREIGN_KEYS
 from loraga.lab.recipe import Recipe
 from loraga.lab.recipe_check import OWN_KEYS, check, expected, load_recipe, nearest, schema, words
-from loraga.lab.recipe_file import Written
+from loraga.lab.recipe_file import Written, recipe_text
+from loraga.lab.tasks import TASKS
 from loraga.lab.training_argument_names import TRAINING_ARGUMENT_NAMES
 
 GOOD = {"model": "m", "data": "d", "prompt": "q", "target": "a"}
@@ -111,7 +112,7 @@ def test_nothing_is_near_to_a_word_like_no_other():
         ("data_options", [1], "data_options takes a mapping, not [1]"),
         ("dtype", "float32s", 'float16, auto, not "float32s"; did you mean float32?'),
         ("method", "lora-ga", 'full, not "lora-ga"; did you mean lora_ga?'),
-        ("metric", "exactmatch", 'final_number, not "exactmatch"; did you mean exact_match?'),
+        ("metric", "exactmatch", 'label_word, not "exactmatch"; did you mean exact_match?'),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_the_key_takes(key, value, said):
@@ -280,9 +281,11 @@ def test_the_schema_refuses_what_the_check_refuses(key, value):
     assert not fits({**GOOD, key: value}, schema())
 
 
-def test_the_schema_needs_model_and_data():
-    assert schema()["required"] == ["model", "data"]
+def test_the_schema_needs_model_and_data_or_a_task():
     assert not fits({"model": "m"}, schema())
+    assert not fits({"data": "d"}, schema())
+    assert fits({"model": "m", "data": "d"}, schema())
+    assert fits({"model": "m", "task": "sst2"}, schema())
 
 
 def test_the_schema_names_every_key_once_and_passes_on_the_rest():
@@ -307,3 +310,51 @@ def test_what_a_key_takes_is_said_in_words(key):
 
 def test_of_an_unusual_schema_it_is_said_that_it_takes_a_value():
     assert words({"$ref": "#/x"}) == "a value"
+
+
+# Tasks
+
+
+def test_a_task_sets_the_keys_that_nobody_wrote_and_no_other():
+    made = checked({"model": "m", "task": "sst2", "sequence_length": 64, "labels": ["bad", "good"]})
+
+    task = TASKS["sst2"].keys
+    given = {"sequence_length": 64, "labels": ["bad", "good"]}
+    assert {key: getattr(made, key) for key in task} == task | given
+    plain = Recipe(model="m", data=task["data"])
+    others = [each.name for each in fields(Recipe) if each.name not in (*task, "model", "task")]
+    assert [getattr(made, key) for key in others] == [getattr(plain, key) for key in others]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_recipe_that_a_task_resolved_is_read_back_as_the_same_recipe(task, tmp_path):
+    for given in ({}, {"data": "mine", "held_out": "other"}, {"data": "mine", "metric": "none"}):
+        if "held_out" in given and "reasoning_gym" in TASKS[task].keys["data"]:
+            given = {**given, "held_out_split": "dev"}
+        made = checked({"model": "m", "task": task, **given})
+        (tmp_path / "recipe.yaml").write_text(recipe_text(made), "utf-8")
+
+        assert load_recipe(tmp_path / "recipe.yaml") == made
+
+
+def test_rows_of_ones_own_stand_in_the_place_of_all_of_a_tasks():
+    made = checked({"model": "m", "task": "sst2", "data": "mine", "held_out_rows": 5})
+
+    assert (made.data, made.data_options, made.held_out, made.held_out_options) == ("mine", {}, None, None)
+    assert (made.prompt, made.labels) == (TASKS["sst2"].keys["prompt"], ["negative", "positive"])
+
+
+def test_held_out_rows_of_ones_own_are_evaluated_on_after_training_on_the_tasks():
+    made = checked({"model": "m", "task": "metamath_gsm8k", "held_out": "mine"})
+
+    assert (made.data, made.held_out, made.held_out_options) == ("meta-math/MetaMathQA", "mine", None)
+
+
+def test_a_task_of_ones_own_rows_with_none_held_out_is_answered_with_the_keys_that_say_which():
+    (said,) = problems({"model": "m", "task": "sst2", "data": "mine"})
+
+    assert said == "task: sst2: metric needs rows to be measured on; give held_out or held_out_rows"
+
+
+def test_an_unknown_task_is_answered_with_the_nearest_one():
+    assert problems({"model": "m", "data": "d", "task": "sst"})[0].endswith('not "sst"; did you mean sst2?')

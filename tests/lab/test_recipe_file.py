@@ -10,6 +10,7 @@ from loraga.lab.metrics import METRICS
 from loraga.lab.recipe import Recipe
 from loraga.lab.recipe_check import check
 from loraga.lab.recipe_file import Written, read_overrides, read_recipe_file, recipe_text, recipe_values
+from loraga.lab.tasks import TASKS
 
 
 @pytest.fixture
@@ -182,6 +183,8 @@ RECIPES = st.builds(
     rows=st.none() | st.integers(1, 10**9),
     held_out_rows=st.integers(1, 10**6),
     metric=st.sampled_from(sorted(METRICS)),
+    labels=st.just(["no", "yes"]),
+    task=st.none() | st.sampled_from(sorted(TASKS)),
     method=st.sampled_from(sorted(name for name, method in METHODS.items() if method.adapter and not method.no_auto)),
     rank=st.integers(1, 512),
     alpha=POSITIVE,

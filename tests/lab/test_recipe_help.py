@@ -30,7 +30,7 @@ def test_every_key_shows_its_default():
             continue
         default = default_of(field)
         if default is MISSING:
-            assert shown[field.name] == "needed"
+            assert shown[field.name] == ("needed without task" if field.name == "data" else "needed")
         else:
             text = shown[field.name].removeprefix("default ")
             assert (None if text == "none" else yaml.safe_load(text)) == default or text == default, field.name
@@ -40,7 +40,7 @@ def test_a_line_of_help_says_what_a_key_is_what_it_takes_and_its_default():
     (rank,) = [key for key in KEYS if key.name == "rank"]
 
     assert rank.help == "of the adapter [a whole number of at least 1; default 8]"
-    assert {key.name for key in KEYS if key.default == "needed"} == {"model", "data"}
+    assert [key.name for key in KEYS if key.default.startswith("needed")] == ["model", "data"]
     assert all(key.takes == expected(key.name) and key.what for key in KEYS)
 
 

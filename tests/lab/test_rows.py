@@ -180,6 +180,14 @@ def test_splits_of_a_named_data_set_are_read_with_the_same_options(named):
     assert (rows.train_name, rows.held_out_name) == ("named (train)", "named (test)")
 
 
+def test_held_out_rows_of_a_data_set_are_read_with_options_of_their_own(named):
+    kinds = {"data_options": {"name": "main"}, "held_out_options": {"name": "other"}, "held_out_split": "train"}
+
+    rows = read_rows(recipe(named, held_out=named, **kinds))
+
+    assert (rows.train, rows.held_out) == ([{"a": "one"}], [{"a": "two"}])
+
+
 def test_a_missing_configuration_is_answered_with_those_there_are(named):
     with pytest.raises(DataError, match=r"^named cannot be read; check split and data_options \(.*main.*other.*\)$"):
         read_rows(recipe(named))
@@ -194,7 +202,9 @@ def test_a_data_set_on_an_unreachable_hub_is_answered_with_the_remedy(monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
-    with pytest.raises(DataError, match=r"^the data set no-one/nothing is not on this machine, .* connect .*$"):
+    with pytest.raises(
+        DataError, match=r"^the data set no-one/nothing is not on this machine, .* name a local \.jsonl, "
+    ):
         read_rows(recipe("no-one/nothing"))
 
 
@@ -289,7 +299,9 @@ def test_another_seed_makes_other_rows_of_a_task():
 
 
 def test_a_task_with_too_few_different_questions_is_refused():
-    with pytest.raises(DataError, match="has too few different questions: 200 for the 250 of held_out_rows and rows"):
+    with pytest.raises(
+        DataError, match="has too few different questions: 200 for the 250 of held_out_rows, validation"
+    ):
         read_rows(recipe(CHAIN_SUM, rows=150, held_out_rows=100, data_options=DIGITS))
 
 
@@ -342,3 +354,90 @@ def test_a_task_without_a_number_of_rows_is_refused():
 def test_a_task_that_is_only_held_out_is_refused(lines):
     with pytest.raises(SettingsError, match="held_out is a reasoning-gym task"):
         read_rows(recipe(lines, held_out=CHAIN_SUM))
+
+
+# --- rows for validation, and rows that a task drops
+
+
+@given(st.integers(0, 10), st.integers(1, 10), st.integers(1, 10), st.integers(1, 10), st.integers(0, 20))
+def test_validation_rows_are_neither_trained_on_nor_held_out_and_stay(lines, held_out, validation, few, more, seed):
+    counts = {"held_out_rows": held_out or None, "validation_rows": validation, "seed": seed}
+    short, long = (read_rows(recipe(lines, rows=rows, **counts)) for rows in (few, few + more))
+
+    assert short.validation == long.validation
+    assert (len(short.held_out), len(short.validation)) == (held_out, validation)
+    parts = [*numbers(long.train), *numbers(long.validation), *numbers(long.held_out)]
+    assert len(set(parts)) == len(parts)
+    assert long.held_out == read_rows(recipe(lines, held_out_rows=held_out or None, seed=seed)).held_out
+
+
+def test_validation_rows_come_out_of_the_training_data_where_others_are_held_out(lines, tmp_path):
+    other = write(tmp_path, "other.jsonl", '{"question": "?", "answer": 1}\n' * 3)
+
+    rows = read_rows(recipe(lines, held_out=str(other), validation_rows=15))
+
+    assert (len(rows.held_out), len(rows.validation), len(rows.train)) == (3, 15, 25)
+    assert sorted(numbers(rows.train) + numbers(rows.validation)) == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"held_out_rows": 20, "validation_rows": 20}, "held_out_rows: 20 and validation_rows: 20 leaves none"),
+        ({"validation_rows": 40}, "40 rows, and validation_rows: 40 leaves none to train on"),
+    ],
+)
+def test_more_validation_rows_than_there_are_rows_are_refused(lines, counts, said):
+    with pytest.raises(DataError, match=said):
+        read_rows(recipe(lines, **counts))
+
+
+def test_validation_rows_of_a_gym_task_are_others(own_cache):
+    rows = read_rows(recipe(CHAIN_SUM, rows=50, validation_rows=40, held_out_rows=30, data_options=DIGITS))
+
+    assert [len(part) for part in (rows.train, rows.validation, rows.held_out)] == [50, 40, 30]
+    assert len({row["question"] for row in (*rows.train, *rows.validation, *rows.held_out)}) == 120
+
+
+MIXED = [
+    {"query": f"{number}?", "response": str(number), "type": "GSM_Rephrased" if number % 3 else "MATH_AnsAug"}
+    for number in range(60)
+]
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    return write(tmp_path, "mixed.jsonl", "".join(json.dumps(row) + "\n" for row in MIXED))
+
+
+def test_rows_that_a_task_drops_do_not_count_and_are_counted(mixed):
+    few = read_rows(recipe(mixed, task="metamath_gsm8k", rows=25, held_out_rows=5, validation_rows=4))
+    every = read_rows(recipe(mixed, task="metamath_gsm8k", held_out_rows=5))
+
+    assert [len(part) for part in (few.train, few.validation, few.held_out)] == [25, 4, 5]
+    assert (len(every.train) + 5, every.dropped) == (40, {str(mixed): 20})
+    assert 0 < few.dropped[str(mixed)] <= 20
+    assert all(row["question"] == row["query"] == MIXED[row.number - 1]["query"] for row in every.train)
+    assert {row.number % 3 for row in [*few.train, *few.held_out]} == {0, 2}
+
+
+def test_data_of_which_a_task_keeps_no_row_are_refused(tmp_path):
+    path = write(tmp_path, "math.jsonl", json.dumps(MIXED[0]) + "\n")
+
+    with pytest.raises(DataError, match=r"math.jsonl holds no row to train on that task: metamath_gsm8k keeps"):
+        read_rows(recipe(path, task="metamath_gsm8k"))
+
+
+def test_held_out_data_of_which_a_task_keeps_no_row_are_refused(tmp_path):
+    train = write(tmp_path, "train.jsonl", '{"sentence": "good", "label": 1}\n')
+    test = write(tmp_path, "test.jsonl", '{"sentence": "good", "label": -1}\n')
+
+    with pytest.raises(DataError, match=r"test.jsonl holds no row that task: sst2 keeps"):
+        read_rows(recipe(train, held_out=str(test), task="sst2"))
+
+
+def test_a_gym_task_of_which_rows_are_dropped_makes_more_of_them():
+    rows = read_rows(recipe(CHAIN_SUM, task="sign", rows=40, held_out_rows=10, data_options={"max_terms": 2}))
+
+    assert [len(rows.train), len(rows.held_out)] == [40, 10]
+    assert all(" - " in row["difference"] for row in [*rows.train, *rows.held_out])

@@ -227,7 +227,8 @@ def _of_value(key: str, written: Mapping[str, Written]) -> str:
         return f"{key} is missing; it takes {expected(key)}: {_property(key)['description']}"
     value = written[key].value
     text = f"{key} takes {expected(key)}, not {shown(value)}"
-    choices = _property(key).get("enum", ())
+    made = _property(key)
+    choices = [choice for each in made.get("anyOf", [made]) for choice in each.get("enum", ())]
     meant = nearest(value, choices) if isinstance(value, str) else None
     return _at(written[key], text + (f"; did you mean {meant}?" if meant else ""))
 

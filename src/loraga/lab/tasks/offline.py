@@ -36,8 +36,8 @@ CHAIN_SUM = Task(
     SOURCE,
     {
         **DATA,
-        "prompt": "question",
-        "target": " {answer}",
+        "prompt": "{question}\n",
+        "target": "answer",
         "metric": "final_number",
         "max_new_tokens": 8,
     },
@@ -50,8 +50,8 @@ SIGN = Task(
     SOURCE,
     {
         **DATA,
-        "prompt": "{difference} is",
-        "target": " {label}",
+        "prompt": "Is the result negative or positive? {difference}\n",
+        "target": "label",
         "labels": ["negative", "positive"],
         "metric": "label_word",
     },
