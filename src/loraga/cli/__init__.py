@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "carry out a recipe: from data and a base model to a trained adapter",
     "evaluate": "measure loss and a metric on held-out rows",
     "compare": "compare methods, learning rates, ranks and seeds on a task: a table, figures and a page",
+    "judge": "have another model rate the answers that a run left for it (MT-Bench)",
     "estimate": "estimate the gradient of a recipe's data, and write it to a file",
     "inspect": "show, before any training, how much of the gradient an adapter's rank reaches, layer by layer",
     "init": "write an adapter with its start, untrained, for this or another tool to train",

@@ -14,6 +14,7 @@ from .arguments import training_arguments
 from .base_model import BaseModel, misfit, require_loadable
 from .errors import SettingsError
 from .evaluation import Evaluation, evaluate
+from .judge_run import rated
 from .preparation import Prepared, digest_of, prepare
 from .quiet import quiet_libraries
 from .recipe_file import recipe_values
@@ -121,7 +122,8 @@ def evaluate_saved(
         raise SettingsError("there are no held-out rows to evaluate on; give held_out or held_out_rows")
     settings = evaluation_settings(recipe, saved, prepared.held_out)
     model = load_saved(recipe, saved)
-    return evaluate(model, prepared.tokenizer, prepared.held_out, recipe, file, settings, progress)
+    found = evaluate(model, prepared.tokenizer, prepared.held_out, recipe, file, settings, progress)
+    return rated(recipe, prepared.held_out, found, file, saved, progress)
 
 
 def evaluate_result(
@@ -149,7 +151,8 @@ def evaluate_result(
     for part, (rows, asked, file, what) in parts.items():
         if rows:
             settings = evaluation_settings(asked, saved, rows)
-            found[part] = evaluate(model, prepared.tokenizer, rows, asked, folder / file, settings, progress, what)
+            measured = evaluate(model, prepared.tokenizer, rows, asked, folder / file, settings, progress, what)
+            found[part] = rated(asked, rows, measured, folder / file, saved, progress)
     return found
 
 

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from .errors import SettingsError
 from .examples import IGNORED, collator_for, on_device, padding, prompt_batch
 from .label_words import label_words
-from .metrics import METRICS
+from .metrics import METRICS, Verdict
 from .run_folder import read_lines, write_whole
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Evaluation:
 
     Attributes:
         rows: how many.
-        loss: mean over all target tokens, in nats.
+        loss: mean over all target tokens, in nats; None if the rows have no targets.
         terms: how many target tokens.
         metric: how answers were judged; "none" if none was.
         score: mean over the rows' scores, or None.
@@ -56,10 +56,11 @@ class Evaluation:
             several.
         low: lower end of Wilson's 95 % interval of right / rows, or None.
         high: its upper end, or None.
+        note: what is still to be done, or "".
     """
 
     rows: int
-    loss: float
+    loss: float | None
     terms: int
     metric: str = "none"
     score: float | None = None
@@ -67,6 +68,7 @@ class Evaluation:
     right: int | None = None
     low: float | None = None
     high: float | None = None
+    note: str = ""
 
     @property
     def accuracy(self) -> float | None:
@@ -128,10 +130,12 @@ def evaluate(
 def summary(lines: Sequence[Mapping[str, Any]], metric: str) -> Evaluation:
     """Sums up the lines of single rows."""
     terms = sum(line["terms"] for line in lines)
-    loss = sum(line["loss"] * line["terms"] for line in lines) / terms
+    loss = sum(line["loss"] * line["terms"] for line in lines if line["terms"]) / terms if terms else None
     judged = METRICS[metric]
     if judged.judged_by == "nothing":
         return Evaluation(len(lines), loss, terms)
+    if judged.judged_by == "another_model":
+        return Evaluation(len(lines), loss, terms, metric)
     score = sum(line["score"] for line in lines) / len(lines)
     scores = {} if judged.figures is None else dict(judged.figures(lines))
     if not all("right" in line for line in lines):
@@ -177,17 +181,19 @@ def _judged(
     model: Any, tokenizer: Any, batch: Sequence[Example], recipe: Recipe, words: LabelWords | None, first_row: int
 ) -> list[dict[str, Any]]:
     logits, labels = _at_targets(model, tokenizer, batch)
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"row": first_row + row, "loss": loss, "terms": count}
         for row, (loss, count) in enumerate(zip(*_losses(logits, labels), strict=True))
     ]
     metric = METRICS[recipe.metric]
     if words is not None:
         said = [_said(each, words) for each in words.probabilities(logits, labels).tolist()]
-    elif metric.judge is not None:
+    elif metric.generates:
         said = _answered(model, tokenizer, batch, recipe, metric.judge, seed=recipe.seed + first_row)
     else:
         return lines
+    if not metric.has_targets:
+        lines = [{**line, "loss": None, "terms": 0} for line in lines]
     made = []
     for line, answer, each in zip(lines, said, batch, strict=True):
         target = each.prompted.target
@@ -209,19 +215,30 @@ def _answered(
     tokenizer: Any,
     batch: Sequence[Example],
     recipe: Recipe,
-    judge: Callable[[str, Prompted], float],
+    judge: Callable[[str, Prompted], float | Verdict] | None,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Each row's answers with their scores: one as `answer`, several as `answers` and `scores`, in order."""
+    """Each row's answers with their scores: one as `answer`, several as `answers` and `scores`, in order.
+
+    Without a judge there are no scores; notes are there where the judge gives some.
+    """
     seeds = range(seed, seed + recipe.samples * SAMPLE_STRIDE, SAMPLE_STRIDE)
     drawn = [generate(model, tokenizer, batch, recipe, seed=each) for each in seeds]
     made: list[dict[str, Any]] = []
     for example, answers in zip(batch, zip(*drawn, strict=True), strict=True):
-        scores = [judge(answer, example.prompted) for answer in answers]
+        if judge is None:
+            made.append({"answer": answers[0]})
+            continue
+        verdicts = [judge(answer, example.prompted) for answer in answers]
+        scores = [each.score if isinstance(each, Verdict) else each for each in verdicts]
+        notes = [each.note for each in verdicts if isinstance(each, Verdict)]
         if recipe.samples == 1:
-            made.append({"answer": answers[0], "score": scores[0]})
+            made.append({"answer": answers[0], "score": scores[0], **({"note": notes[0]} if notes else {})})
         else:
-            made.append({"answers": list(answers), "scores": scores, "score": sum(scores) / len(scores)})
+            mean = sum(scores) / len(scores)
+            made.append(
+                {"answers": list(answers), "scores": scores, "score": mean, **({"notes": notes} if notes else {})}
+            )
     return made
 
 

@@ -90,7 +90,9 @@ def write_answers(folder: Path, questions: Sequence[Question], answers: Sequence
     return file
 
 
-def judge_answers(folder: Path, endpoint: Endpoint, references: Path | None, progress: Progress) -> list[Judged]:
+def judge_answers(
+    folder: Path, endpoint: Endpoint, references: Path | None, progress: Progress, only: str | None = None
+) -> list[Judged]:
     """Rates the answers of a folder that are not rated yet.
 
     Args:
@@ -98,6 +100,7 @@ def judge_answers(folder: Path, endpoint: Endpoint, references: Path | None, pro
         endpoint: the judge.
         references: JSON lines of reference answers as FastChat has them; without, those of the questions are used.
         progress: told the questions that are done.
+        only: a model's name, if only its answers are to be rated.
 
     Returns:
         How each model's answers were rated.
@@ -107,7 +110,7 @@ def judge_answers(folder: Path, endpoint: Endpoint, references: Path | None, pro
     """
     endpoint.check()
     questions = _with_references(_questions(folder), references)
-    files = sorted((folder / ANSWERS).glob("*.jsonl"))
+    files = sorted((folder / ANSWERS).glob("*.jsonl" if only is None else f"{file_name(only)}.jsonl"))
     if not questions or not files:
         raise SettingsError(
             f"{folder} holds no {QUESTIONS} with {ANSWERS}/*.jsonl; evaluate with metric: mt_bench first"

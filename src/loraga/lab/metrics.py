@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .gsm8k import is_right as gsm8k_right
 from .gsm8k import is_right_by_peft
+from .humaneval import COLUMNS as PROBLEM_COLUMNS
+from .humaneval import Problem, pass_at_k
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,17 @@ if TYPE_CHECKING:
 
     Line = Mapping[str, Any]  # of evaluation.jsonl
 
+KS = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # of PASS@k
+_OPEN_FENCE = re.compile(r"```[^\n`]*\n\Z")
 _NUMBER = re.compile(r"(?:(?<!\d)[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The score of one answer, and a word on why."""
+
+    score: float
+    note: str
 
 
 @dataclass(frozen=True)
@@ -26,25 +38,34 @@ class Metric:
 
     Attributes:
         what: one sentence on it.
-        judged_by: what a row's score is made from: nothing, answers that are generated, or the probabilities of the
-            label words where the target begins.
-        judge: (answer, row) -> score of a generated answer, from 0 to 1 where `is_binary`.
+        judged_by: what a row's score is made from: nothing, answers that are generated, the probabilities of the label
+            words where the target begins, or another model that rates the answers afterwards.
+        judge: (answer, row) -> score of a generated answer, from 0 to 1 where `is_binary`; or the same as a Verdict.
         is_binary: whether an answer is right (1) or wrong (0) and nothing between: a share of right ones has Wilson's
             interval.
         columns: columns of a row that `judge` reads beside the target, by `row.columns`.
         figures: lines -> further figures by name.
         score_name: what tables call the score.
         is_share: whether the score lies between 0 and 1, and tables show it in percent.
+        runs_code: whether judging an answer runs a program that the model wrote.
+        has_targets: whether rows have a target to measure the loss of.
     """
 
     what: str
-    judged_by: Literal["nothing", "answers", "label_words"] = "nothing"
-    judge: Callable[[str, Prompted], float] | None = None
+    judged_by: Literal["nothing", "answers", "label_words", "another_model"] = "nothing"
+    judge: Callable[[str, Prompted], float | Verdict] | None = None
     is_binary: bool = True
     columns: tuple[str, ...] = ()
     figures: Callable[[Sequence[Line]], Mapping[str, float]] | None = None
     score_name: str = "accuracy"
     is_share: bool = True
+    runs_code: bool = False
+    has_targets: bool = True
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated."""
+        return self.judged_by in ("answers", "another_model")
 
 
 def compared(is_right: Callable[[str, str], bool]) -> Callable[[str, Prompted], float]:
@@ -105,6 +126,23 @@ def _covariance(first: Sequence[str], second: Sequence[str]) -> float:
     return len(first) * together - sum(first.count(name) * second.count(name) for name in set(first))
 
 
+def humaneval(answer: str, row: Prompted) -> Verdict:
+    """1 if the program of an answer passes its problem's tests, else 0, with how it ended."""
+    opening = _OPEN_FENCE.search(row.prompt)  # the prompt may have begun the code block
+    ran = Problem.of(row.columns).run((opening[0] if opening else "") + answer)
+    return Verdict(float(ran.passed), ran.outcome)
+
+
+def pass_at(lines: Sequence[Line]) -> dict[str, float]:
+    """PASS@k, the mean over the problems, for some k up to the number of samples."""
+    drawn = [[score == 1 for score in line.get("scores", [line["score"]])] for line in lines]
+    return {
+        f"pass@{k}": sum(pass_at_k(len(passed), sum(passed), k) for passed in drawn) / len(drawn)
+        for k in KS
+        if k <= min(map(len, drawn))
+    }
+
+
 METRICS = {
     "none": Metric("only the loss is measured"),
     "exact_match": Metric("the answer is the target, but for space around it", "answers", compared(exact_match)),
@@ -121,5 +159,20 @@ METRICS = {
         "the label word of the highest probability where the target begins is the right one",
         "label_words",
         figures=matthews,
+    ),
+    "humaneval": Metric(
+        "the program that the answer means passes the problem's tests (HumanEval: PASS@1, and PASS@k of k samples)",
+        "answers",
+        humaneval,
+        columns=PROBLEM_COLUMNS,
+        figures=pass_at,
+        runs_code=True,
+    ),
+    "mt_bench": Metric(
+        "answers are written out for a judge; its mean rating from 1 to 10 (MT-Bench, first turn)",
+        "another_model",
+        is_binary=False,
+        columns=("question_id", "category", "turns", "reference"),
+        has_targets=False,
     ),
 }

@@ -13,6 +13,7 @@ from .errors import DataError
 from .examples import Example, collator_for, encode_all
 from .label_words import label_words
 from .metrics import METRICS
+from .program import require_lock
 from .prompts import make_prompted
 from .rows import read_rows
 from .training import TrainingData
@@ -76,6 +77,8 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
             describe_gradients(recipe.gradients)
         except GradientFileError as cause:
             raise DataError(f"gradients: {cause}") from cause
+    if METRICS[recipe.metric].runs_code:
+        require_lock()
     base = BaseModel.of(recipe)
     tokenizer = base.load_tokenizer()
     rows = read_rows(recipe)

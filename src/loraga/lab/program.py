@@ -109,7 +109,8 @@ def run_program(program: str, test: str, limits: Limits | None = None) -> Ran:
     Raises:
         LabError: if this machine cannot hold a program back; it is not run then.
     """
-    require_lock()
+    if reason := confined.why_no_lock():
+        raise LabError(f"{NOT_RUN}: {reason}")
     limits = limits or Limits()
     token = secrets.token_hex(16)
     read_end, write_end = os.pipe()
@@ -151,13 +152,12 @@ def run_program(program: str, test: str, limits: Limits | None = None) -> Ran:
 
 
 def require_lock() -> None:
-    """Refuses a machine that is known to have nothing that holds a program back.
+    """Looks that this machine holds a program back, by one that does nothing.
 
     Raises:
-        LabError: if it is one.
+        LabError: if it does not.
     """
-    if reason := confined.why_no_lock():
-        raise LabError(f"{NOT_RUN}: {reason}")
+    run_program("", "")
 
 
 def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:

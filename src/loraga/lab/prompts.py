@@ -88,8 +88,9 @@ def make_prompted(
         DataError: if a row lacks a column or a target, is no chat, or the template does not take it; it names the row.
         SettingsError: if the recipe asks for a template that the tokenizer has not, or a text's braces are wrong.
     """
-    write = _writer(recipe, tokenizer)
-    kept = METRICS[recipe.metric].columns if judged else ()
+    metric = METRICS[recipe.metric if judged else "none"]
+    write = _writer(recipe, tokenizer, metric.has_targets)
+    kept = metric.columns
     made = []
     for position, row in enumerate(rows, start=1):
         number = getattr(row, "number", position)
@@ -102,7 +103,7 @@ def make_prompted(
     return made
 
 
-def _writer(recipe: Recipe, tokenizer: Any) -> Callable[[Mapping[str, Any]], tuple[Segment, ...]]:
+def _writer(recipe: Recipe, tokenizer: Any, has_targets: bool) -> Callable[[Mapping[str, Any]], tuple[Segment, ...]]:
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if recipe.chat is not None:
         if not has_template:
@@ -117,7 +118,7 @@ def _writer(recipe: Recipe, tokenizer: Any) -> Callable[[Mapping[str, Any]], tup
 
     def write(row: Mapping[str, Any]) -> tuple[Segment, ...]:
         asked, answer = prompt.fill(row), target.fill(row)
-        if not answer.strip():
+        if has_targets and not answer.strip():
             raise DataError("has no target")
         if recipe.labels is not None:
             answer = _with_label(answer, recipe.labels)

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from .chat_endpoint import wrong_url
+from .confined import why_no_lock
 from .methods import METHODS
 from .metrics import METRICS
+from .program import Limits
 from .tasks import TASKS
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
@@ -155,6 +158,18 @@ class Recipe:
     samples: Annotated[int, _key("evaluation", "answers that are generated for a row", ge=1)] = 1
     temperature: Annotated[float, _key("evaluation", "0: greedy; above: sampled", ge=0)] = 0.0
     top_p: Annotated[float, _key("evaluation", "sample from the likeliest tokens of this total", gt=0, le=1)] = 1.0
+    run_generated_code: Annotated[
+        bool,
+        _key("evaluation", "allow a metric to run programs that the model writes, confined (docs/generated-code.md)"),
+    ] = False
+    judge_url: Annotated[
+        str | None,
+        _key("evaluation", "OpenAI-compatible endpoint that rates answers; its key comes from OPENAI_API_KEY alone"),
+    ] = None
+    judge_model: Annotated[str | None, _key("evaluation", "the judge's name there, such as gpt-4")] = None
+    judge_references: Annotated[
+        str | None, _key("evaluation", "file of FastChat's reference answers; without it, those of the questions")
+    ] = None
 
     output_dir: Annotated[str | None, _key("output", "folder of the run; without it, runs/ and the recipe's name")] = (
         None
@@ -195,6 +210,8 @@ def contradictions(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
         **_of_columns(recipe, chosen),
         **_of_the_data(recipe, chosen),
         **_of_the_metric(recipe),
+        **_of_running_code(recipe),
+        **_of_the_judge(recipe),
         **_of_the_method(recipe, chosen),
         **_of_training(recipe, chosen),
     }
@@ -247,9 +264,45 @@ def _of_the_metric(recipe: Recipe) -> dict[str, str]:
     if recipe.validation_metric and (recipe.validation_rows is None or recipe.metric == "none"):
         found["validation_metric"] = "needs validation_rows and a metric; give both, or remove it"
     if recipe.samples > 1 and judged_by != "answers":
-        found["samples"] = f"means nothing with metric: {recipe.metric}, which generates no answer; remove it"
+        found["samples"] = f"means nothing with metric: {recipe.metric}, which takes no more than one answer; remove it"
     elif recipe.samples > 1 and recipe.temperature == 0:
         found["samples"] = "means nothing with temperature: 0, where all answers are the same; set a temperature"
+    return found
+
+
+def _of_running_code(recipe: Recipe) -> dict[str, str]:
+    if not METRICS[recipe.metric].runs_code:
+        if not recipe.run_generated_code:
+            return {}
+        return {"run_generated_code": f"means nothing with metric: {recipe.metric}, which runs none; remove it"}
+    if reason := why_no_lock():
+        return {
+            "metric": f"{recipe.metric} runs programs that the model writes, and nothing holds them back here: {reason}"
+        }
+    if recipe.run_generated_code:
+        return {}
+    return {
+        "metric": f"{recipe.metric} runs the Python programs that the model writes, each in a process that may use "
+        f"{Limits()} (docs/generated-code.md says what holds it, and what does not); write run_generated_code: true to "
+        "allow that"
+    }
+
+
+def _of_the_judge(recipe: Recipe) -> dict[str, str]:
+    keys = ("judge_url", "judge_model", "judge_references")
+    written = [key for key in keys if getattr(recipe, key) is not None]
+    if METRICS[recipe.metric].judged_by != "another_model":
+        return dict.fromkeys(written, f"means nothing with metric: {recipe.metric}, which asks no judge; remove it")
+    found = {}
+    if recipe.judge_url is not None and (reason := wrong_url(recipe.judge_url)):
+        found["judge_url"] = reason
+    for key, other in (("judge_url", "judge_model"), ("judge_model", "judge_url"), ("judge_references", "judge_url")):
+        if key in written and other not in written:
+            found.setdefault(key, f"needs {other} beside it; give both, or judge later with `loraga judge`")
+    if recipe.validation_metric:
+        found["validation_metric"] = (
+            f"means nothing with metric: {recipe.metric}, which rates its own questions; remove it"
+        )
     return found
 
 

@@ -124,6 +124,8 @@ def missing_files(recipe: Recipe) -> dict[str, str]:
                 found[key] = f"names {name}, which is no {', '.join(DATA_FILES)} file"
     if recipe.gradients is not None and not _path(recipe.gradients).is_file():
         found["gradients"] = f"names {recipe.gradients}, which is not there; `loraga estimate` makes it"
+    if recipe.judge_references is not None and not _path(recipe.judge_references).is_file():
+        found["judge_references"] = f"names {recipe.judge_references}, which is not there"
     if recipe.output_dir is not None and _path(recipe.output_dir).is_file():
         found["output_dir"] = f"names {recipe.output_dir}, which is a file, not a folder"
     return found

@@ -12,10 +12,11 @@ from .progress import spoken
 from .run_folder import METRICS, PICTURE, folder_of, result_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
+    from .judging import Judged
     from .recipe import Recipe
 
 
@@ -41,6 +42,7 @@ def show_run(recipe: Recipe, metrics: Mapping[str, Any], console: Console) -> No
         table.add_column(heading, justify="right")
     table.add_row(*cells.values())
     console.print(table)
+    _show_note(metrics["held_out"], console)
     for what, name in {
         "Loss curve": PICTURE,
         "All numbers": METRICS,
@@ -63,6 +65,33 @@ def show_evaluation(title: str, evaluation: Mapping[str, Any], console: Console)
         table.add_column(heading, justify="right")
     table.add_row(*cells.values())
     console.print(table)
+    _show_note(evaluation, console)
+
+
+def show_ratings(judged: Sequence[Judged], console: Console) -> None:
+    """Shows how a judge rated answers, over how many questions, and why some have no rating.
+
+    Args:
+        judged: a model each.
+        console: where.
+    """
+    for each in judged:
+        table = Table(title=escape(f"{each.model}, judged by {each.judge}"))
+        cells = {"questions": str(each.questions), "judged": str(len(each.ratings)), "rating": _rating(each.rating)}
+        cells |= {escape(category): _rating(value) for category, value in each.by_category.items()}
+        for heading in cells:
+            table.add_column(heading, justify="right")
+        table.add_row(*cells.values())
+        console.print(table)
+        for question, reason in each.unjudged.items():
+            text = f"question {question} has no rating: {reason}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if each.unjudged:
+            console.print("the same command asks for these again", highlight=False)
+
+
+def _rating(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def evaluation_cells(evaluation: Mapping[str, Any] | None) -> dict[str, str]:
@@ -74,6 +103,11 @@ def evaluation_cells(evaluation: Mapping[str, Any] | None) -> dict[str, str]:
         interval = f"{100 * evaluation['low']:.1f} to {100 * evaluation['high']:.1f}"
         cells[f"{evaluation['metric']} (95 %)"] = f"{100 * evaluation['accuracy']:.1f} % ({interval})"
     return cells
+
+
+def _show_note(evaluation: Mapping[str, Any] | None, console: Console) -> None:
+    if evaluation is not None and evaluation.get("note"):
+        console.print(evaluation["note"], highlight=False, markup=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

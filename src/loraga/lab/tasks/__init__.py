@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .chat import WIZARDLM_MT_BENCH
 from .classification import COLA, MNLI, MRPC, QNLI, SST2
+from .code import CODE_FEEDBACK_HUMANEVAL
 from .math import GSM8K, METAMATH_GSM8K
 from .offline import CHAIN_SUM, SIGN
 from .task import Task
@@ -15,6 +17,8 @@ TASKS = {
     "mrpc": MRPC,
     "metamath_gsm8k": METAMATH_GSM8K,
     "gsm8k": GSM8K,
+    "code_feedback_humaneval": CODE_FEEDBACK_HUMANEVAL,
+    "wizardlm_mt_bench": WIZARDLM_MT_BENCH,
     "chain_sum": CHAIN_SUM,
     "sign": SIGN,
 }
