@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from .results import Results
 
 READING = (
-    """An interval says how far a difference could be due to which {where} rows happened to be drawn: rows are drawn anew
-    in pairs, each row with the results of both methods at the same seed. It does not say how far the difference could be
-    due to the seeds: for that, look at the standard deviation over seeds (±).""",
-    """An interval that leaves out zero is no proof: with many methods, one in twenty does so by chance, and a difference
-    may be clear and yet too small to matter. An interval that holds zero does not show that two methods are equal: it
-    shows which differences these rows cannot tell from none.""",
+    """An interval says how far a difference could be due to which {where} rows happened to be drawn: rows are drawn
+    anew in pairs, each row with the results of both methods at the same seed. It does not say how far the difference
+    could be due to the seeds: for that, look at the standard deviation over seeds (±).""",
+    """An interval that leaves out zero is no proof: with many methods, one in twenty does so by chance, and a
+    difference may be clear and yet too small to matter. An interval that holds zero does not show that two methods are
+    equal: it shows which differences these rows cannot tell from none.""",
     """Diverged, failed and missing runs are in no mean. Where a method lost seeds at its best rate, its mean is that of
     the seeds that came through, which flatters it.""",
     """Seconds and memory are those of this machine, with whatever else it did: compare them within this page only.""",

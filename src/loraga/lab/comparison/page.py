@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STYLE = """
 :root { color-scheme: light; }
-body { margin: 0 auto; max-width: 75rem; padding: 1rem; color: #1b1b1b; background: #fff;
+body { margin: 0 auto; max-width: 92rem; padding: 1rem; color: #1b1b1b; background: #fff;
        font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.3rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #d0d0d0; padding-bottom: .2rem; }
@@ -39,13 +39,14 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #e2e2e2; vertical-align: top; }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.text, th.text { text-align: left; }
+td.text { min-width: 6rem; }
 thead th { border-bottom: 2px solid #666; vertical-align: bottom; background: #fff; }
 thead th.number { white-space: normal; min-width: 3.2rem; }
 tbody th { font-weight: 600; min-width: 7rem; position: sticky; left: 0; background: #fff; }
 tbody tr:nth-child(even) > * { background: #f7f7f7; }
 .notes { font-size: .875rem; color: #333; padding-left: 1.2rem; }
-figure { margin: 1.5rem 0; }
-figure img { max-width: 100%; height: auto; }
+figure { margin: 1.5rem 0; overflow-x: auto; }
+figure img { max-width: 100%; min-width: 44rem; height: auto; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .3rem 1rem; margin: 0; }
 dt { font-weight: 600; }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -106,7 +107,7 @@ def _missing(results: Results) -> str:
     if not (sentences := notes.unfinished(results)):
         return ""
     items = "".join(f"<li>{html.escape(each)}</li>\n" for each in sentences)
-    return f'<div class="missing"><strong>Not all of it is there</strong>\n<ul>\n{items}</ul></div>\n'
+    return f'<div class="missing"><strong>What is missing</strong>\n<ul>\n{items}</ul></div>\n'
 
 
 def _figure(picture: Picture, svg: bytes) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 NEAR = 0.01  # relative; two results that close are taken as equally good
+ROUNDING = 1e-9  # so that 0.99 is within 1 % of 1
 CHUNK = 500  # resamples at a time
 
 
@@ -288,4 +289,4 @@ def _is_near(entry: Entry, rate: float, best: float, quantity: Quantity) -> bool
         return False
     mine, target = (statistics.fmean(each[seed] for seed in seeds) for each in (here, there))
     worse = target - mine if quantity == "score" else mine - target
-    return worse <= NEAR * abs(target)
+    return worse <= NEAR * abs(target) * (1 + ROUNDING)

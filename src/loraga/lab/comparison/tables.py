@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .entries import Entry, Quantity, Where
     from .results import Results, Run, Status
 
+STEP = "a step"  # among the seconds of a run
 LOSS = Scale(is_share=False, digits=4)
 QUANTITIES: tuple[Quantity, ...] = ("score", "loss")
 SPREAD = ("mean", "std", "seeds")
@@ -255,7 +256,7 @@ def _best_row(compared: Compared, results: Results) -> tuple[Cell, ...]:
     if headline(results) == "score":
         cells += [scale.spread(spread(values(entry.best, "score", where).values())), scale.difference(compared.score)]
     cells += [LOSS.spread(spread(values(entry.best, "loss", where).values())), LOSS.difference(compared.loss)]
-    seconds = [each for run in entry.best if (each := run.seconds.get("step")) is not None]
+    seconds = [each for run in entry.best if (each := run.seconds.get(STEP)) is not None]
     memory = max((run.peak_memory for run in entry.best if run.peak_memory is not None), default=None)
     planned = 0 if entry.best_rate is None else len(entry.at(entry.best_rate))
     finished = len(entry.best)

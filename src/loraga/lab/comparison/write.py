@@ -87,7 +87,7 @@ def readme(results: Results, tables: Sequence[Table], pictures: Sequence[Picture
     parts = [
         f"# {markdown(results.title)}",
         markdown(lead(results)),
-        "\n".join(["**Not all of it is there**", "", *(f"- {markdown(each)}" for each in missing)]) if missing else "",
+        "\n".join(["**What is missing**", "", *(f"- {markdown(each)}" for each in missing)]) if missing else "",
         *(f"## {markdown(table.title)}\n\n{as_markdown(table)}".rstrip() for table in tables),
         "## Figures" if pictures else "",
         *(f"![{markdown(each.title)}](figures/{each.name}.png)" for each in pictures),
