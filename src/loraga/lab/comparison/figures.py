@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -70,7 +71,7 @@ def pictures_of(results: Results) -> tuple[Picture, ...]:
         results: of the comparison.
 
     Returns:
-        For each rank the loss curves and the score by learning rate; the score by rank if there are several ranks.
+        For each rank the loss curves and the score by learning rate; the score by rank if a variant has several.
     """
     entries = entries_of(results)
     found = []
@@ -84,7 +85,8 @@ def pictures_of(results: Results) -> tuple[Picture, ...]:
         if any(_points(results, entry.runs) for entry in there):
             title = f"{_measure(results)} by learning rate{of}"
             found.append(Picture(f"rates{end}", title, draw_rates(results, there, title)))
-    if len(ranks) > 1:
+    with_rank = Counter(entry.variant for entry in entries if entry.rank is not None and _points(results, entry.best))
+    if any(count > 1 for count in with_rank.values()):
         title = f"{_measure(results)} by rank, at each method's best learning rate"
         found.append(Picture("ranks", title, draw_ranks(results, entries, title)))
     return tuple(found)
@@ -215,8 +217,8 @@ def draw_ranks(results: Results, entries: Sequence[Entry], title: str) -> Figure
             axes.axhline(statistics.fmean(level), linestyle=LEVEL, color=style.colour, linewidth=1.5)
             handles.append(handle(Style(style.colour, LEVEL, ""), f"{variant} (no rank)", has_marker=False))
         if len(ranks) > 1:
-            axes.plot(*_apart({rank: [statistics.fmean(each)] for rank, each in ranks.items()}), style.dash,
-                      color=style.colour, linewidth=1.5)  # fmt: skip
+            means = {rank: [statistics.fmean(each)] for rank, each in ranks.items()}
+            axes.plot(*_apart(means), style.dash, color=style.colour, linewidth=1.5)
             axes.plot(*_apart(ranks), style.marker, color=style.colour, markersize=6, alpha=0.7)
             handles.append(handle(style, variant))
     axes.set_xscale("log", base=2)

@@ -35,7 +35,7 @@ def of_best(
     entries = [entry for entry, _ in pairs]
     sentences = [
         _seeds(entries),
-        _chosen(results),
+        _chosen(results, entries),
         _not_searched(entries),
         _edges(results, entries),
         _difference(results, pairs, intervals),
@@ -97,7 +97,7 @@ def short(results: Results) -> tuple[str, ...]:
     entries = [entry for entry in entries_of(results) if entry.best]
     if not entries:
         return ()
-    found = [_seeds(entries), _chosen(results), _not_searched(entries), _edges(results, entries)]
+    found = [_seeds(entries), _chosen(results, entries), _not_searched(entries), _edges(results, entries)]
     difference = (
         f"Δ: difference to {results.reference} [95 % interval over {shown_rows(results)} rows, not over seeds]; "
         f"{CLEAR}: zero lies outside."
@@ -141,7 +141,9 @@ def _seeds(entries: Iterable[Entry]) -> str:
     return f"± is the standard deviation over seeds (n - 1){alone}. {between}{rough}."
 
 
-def _chosen(results: Results) -> str:
+def _chosen(results: Results, entries: Iterable[Entry]) -> str:
+    if all(len(entry.tried) < 2 for entry in entries):
+        return ""  # nothing was chosen
     best = "lowest" if results.chosen_by == "loss" else "highest"
     text = f"The best learning rate has the {best} {_measure(results)} on validation rows"
     if shown_rows(results) == "test":

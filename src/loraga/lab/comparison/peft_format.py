@@ -128,13 +128,14 @@ def _peft_config(run: Run) -> dict[str, Any] | None:
         return None
     settings = run.settings
     return {
-        "peft_type": "ADALORA" if run.method == "adalora" else "LORA",
+        "peft_type": "ADALORA" if method.peft == "adalora" else "LORA",
         "task_type": "CAUSAL_LM",
         "r": run.rank,
         "lora_alpha": settings.get("alpha"),
         "lora_dropout": settings.get("dropout"),
         "target_modules": settings.get("target_modules"),
         "use_rslora": method.use_rslora,
+        "use_dora": method.peft == "dora",
     }
 
 
@@ -158,8 +159,9 @@ def _samples(run: Run) -> int:
 
 def _saved_parameters(run: Run) -> int:
     """The parameters of the saved adapter, which is twice as large where it holds the start that is subtracted."""
-    keeps_start = METHODS[run.method].scheme is not None and run.settings.get("offset", "adapter") == "adapter"
-    return (2 if keeps_start and not METHODS[run.method].mirrored else 1) * (run.trainable_parameters or 0)
+    method = METHODS[run.method]
+    is_subtracted = method.scheme is not None and not method.mirrored and run.settings.get("offset") == "adapter"
+    return (2 if is_subtracted or method.changes_base else 1) * (run.trainable_parameters or 0)
 
 
 def _ours(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ COLOURS = ("#CC6677", "#332288", "#117733", "#88CCEE", "#882255", "#DDCC77", "#4
            "#E69F00")  # fmt: skip
 DASHES: tuple[Dash, ...] = ("-", "--", "-.")  # after as many variants as are easily told apart by colour alone
 SAME_DASH = 6
-MARKERS = "osD<>PXphd8"
+MARKERS = "osD<>PXphd"  # one fewer than colours, so that a colour comes with another marker in each round
 REFERENCE = "#000000"
 
 
