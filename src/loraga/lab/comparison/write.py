@@ -10,7 +10,6 @@ peft/             a file a run, as PEFT's method_comparison keeps them
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -102,14 +101,14 @@ def readme(results: Results, tables: Sequence[Table], pictures: Sequence[Picture
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and moves it there when it is on the disk. Its folder is made."""
+    """Writes a file beside its place and moves it there: one that is there is never half written. Its folder is made.
+
+    It is not flushed to the disk first, as hundreds of files would take long: results.json makes all of them again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        unfinished.write_bytes(content)
         unfinished.replace(path)
     except OSError:
         unfinished.unlink(missing_ok=True)
