@@ -86,9 +86,16 @@ def test_html_shows_any_text_as_it_is(text):
     assert Cells(as_html(table(text))).rows[1][0] == text
 
 
+def full_of(text):
+    columns = (Column(text, ("name",), is_number=False), Column(text, ("score",)))
+    return Table("best", text, columns, ((Cell(text, (text,)), Cell(text, (1.0,))),), (text,))
+
+
 @pytest.mark.parametrize("text", NASTY)
-def test_html_takes_no_text_for_an_element(text):
-    assert Cells(as_html(table(text))).tags == Cells(as_html(table("plain"))).tags
+def test_html_takes_no_text_for_an_element_wherever_it_stands(text):
+    shown = Cells(as_html(full_of(text)))
+    assert shown.tags == Cells(as_html(full_of("plain"))).tags
+    assert shown.rows == [[text, text], [text, text]]
 
 
 @pytest.mark.parametrize("text", [*NASTY, "two\nlines"])
@@ -100,7 +107,7 @@ def test_csv_holds_the_numbers_unrounded_under_their_names(text):
 LATEX = {
     r"\&": "&", r"\%": "%", r"\$": "$", r"\#": "#", r"\_": "_", r"\{": "{", r"\}": "}", r"\textbackslash{}": "\\",
     r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<", r"\textgreater{}": ">",
-    r"\textbar{}": "|", r"$\pm$": "±", "{[}": "[", "{]}": "]",
+    r"\textbar{}": "|", r"$\pm$": "±", "{*}": "*", "{[}": "[", "{]}": "]",
 }  # fmt: skip
 
 
@@ -115,6 +122,10 @@ def shown_by_latex(text):
 def test_latex_shows_any_text_as_it_is(text):
     (row,) = [line for line in as_latex(table(text)).splitlines() if line.endswith(r"$\pm$ 0.5 \\")]
     assert shown_by_latex(row.removesuffix(r" & 1.0 $\pm$ 0.5 \\")) == text
+
+
+def test_no_row_of_latex_begins_with_the_option_of_the_row_before():
+    assert not re.search(r"\\\\\s*(\[|\*)", as_latex(table("[2pt] of space", "*", "[x]")))
 
 
 def test_latex_has_booktabs_rules_a_caption_and_the_notes():

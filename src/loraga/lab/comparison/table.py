@@ -38,6 +38,7 @@ _LATEX = {
     "†": r"$\dagger$",
     "Δ": r"$\Delta$",
     "←": r"$\leftarrow$",
+    "*": "{*}",  # this and the next would be taken for an option of the row before
     "[": "{[}",
     "]": "{]}",
 }
