@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from .inspection import median_coverage, rank_in_all, rank_in_half
@@ -156,10 +157,10 @@ def _how(inspection: Inspection) -> str:
 
 def _of_kind(layers: Sequence[Layer], inspection: Inspection) -> tuple[str, ...]:
     rank, known = inspection.rank, inspection.largest_known_rank
-    norms = sorted(layer.spectrum.norm for layer in layers)
+    norm = statistics.median(layer.spectrum.norm for layer in layers)
     return (
         str(len(layers)),
-        f"{norms[len(norms) // 2]:.3g}",
+        f"{norm:.3g}",
         percent(median_coverage(layers, rank)),
         percent(min(layer.coverage(rank) for layer in layers)),
         rank_text(rank_in_half(layers, SHARE), known),
