@@ -35,7 +35,13 @@ PAGES = {
         "docs/architectures",
     ],
     "Command line": ["docs/command-line", "docs/recipes", "docs/inspect"],
-    "Inside": ["docs/mathematics", "docs/performance", "docs/architecture", "docs/results/LOG", "docs/results/inspect/inspect"],
+    "Inside": [
+        "docs/mathematics",
+        "docs/performance",
+        "docs/architecture",
+        "docs/results/LOG",
+        "docs/results/inspect/inspect",
+    ],
     "Reference": ["docs/reference", "CONTRIBUTING", "CHANGELOG"],
 }
 NOT_YET = {"docs/performance"}  # until the benchmarks write it

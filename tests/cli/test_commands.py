@@ -120,7 +120,9 @@ def test_export_at_another_rank_and_merged(place, run):
 
 
 def test_inspect_says_what_a_rank_covers_and_writes_it(place, run):
-    said = run("inspect", "good.yaml", "method=lora", "gradient_batches=2", "--output", "inspected")
+    (place / "adalora.yaml").write_text((place / "good.yaml").read_text() + "method: adalora\ninit_r: 9\n")
+
+    said = run("inspect", "adalora.yaml", "gradient_batches=2", "--output", "inspected")
 
     found = json.loads((place / "inspected" / "inspect.json").read_text())
     percent = f"{100 * found['median']['coverage']['4']:.1f} %"

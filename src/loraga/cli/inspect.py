@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,6 @@ from .common import DONE, add_json, add_recipe, console, folder_to_write, print_
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-
-# A recipe of any method can be inspected: what is asked is how much of the gradient its rank reaches.
-AS_IF = ("method=lora_ga", "gradients=null")
 
 
 def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
@@ -39,7 +37,7 @@ def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Inspects and writes."""
-    recipe = read_recipe(options, [*words, *AS_IF])
+    recipe = read_recipe(options, [*words, *_as_if_lora_ga()])
     folder = options.output or Path("inspections") / Path(options.recipe).stem
 
     from loraga.lab.inspection import inspect_recipe
@@ -60,3 +58,14 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     else:
         show_inspection(found, subject_of(recipe), folder, shown_on)
     return DONE
+
+
+def _as_if_lora_ga() -> list[str]:
+    """A recipe of any method can be inspected: how much of the gradient its rank reaches does not depend on it."""
+    from dataclasses import fields
+
+    from loraga.lab.recipe import Recipe, meaningless_keys
+
+    defaults = {each.name: each.default for each in fields(Recipe)}
+    others = {key: defaults[key] for key in sorted(meaningless_keys("lora_ga"))}
+    return ["method=lora_ga", "gradients=null", *(f"{key}={json.dumps(value)}" for key, value in others.items())]
