@@ -31,7 +31,10 @@ def show_inspection(inspection: Inspection, title: str, folder: Path, console: C
     console.print(f"[bold]{escape(first)}[/bold]", highlight=False)
     for line in rest:
         console.print(line, highlight=False, markup=False)
-    table = Table(title=escape(title), caption=f"share: of the squared gradient, at rank {inspection.rank}")
+    caption = (
+        f"share: of the squared gradient, at rank {inspection.rank}; 90 % in half, in all: the rank that covers 90 %"
+    )
+    table = Table(title=escape(title), caption=f"{caption} in half of the layers, in all of them")
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
     for row in kind_rows(inspection):

@@ -104,7 +104,7 @@ def content_of(inspection: Inspection, recipe: Recipe) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "estimator": inspection.estimator,
-        "singular_values": "all are known; the first 256 are written"
+        "singular_values": f"all are known; the first {VALUES_WRITTEN} are written"
         if inspection.is_whole
         else "where `values_known` is less than the smaller side, the tail is known only in norm",
         "micro_batches": inspection.micro_batches,

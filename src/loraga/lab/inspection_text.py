@@ -30,7 +30,8 @@ MORE_ROWS = (
 )
 COLUMNS = (
     "Share: of the squared norm of a layer's gradient, what rank {rank} covers with its first {directions} singular "
-    "values. Norm: Frobenius, in nats of mean loss per unit of weight. The last columns: the rank that 90 % takes."
+    "values. Norm: Frobenius, in nats of mean loss per unit of weight. 90 % in half, in all: the rank that "
+    "covers 90 % in half of the kind's layers, and in all of them."
 )
 LAYER_HEADINGS = ("layer", "shape", "norm", "share", "rank for 90 %")
 
