@@ -1,6 +1,6 @@
 # make demo     fine-tune a small language model with LoRA and with LoRA-GA
 # make test     run the tests
-# make torture  try all of what `make test` samples, say how much that was, and write docs/architectures.md
+# make torture  try all of what `make test` samples, say how much that was, and write docs/architectures.md and trainers.md
 # make mutants  put deliberate defects into copies of the source, and look that each fails a test
 # make bench    measure speed and memory against PEFT, and write docs/performance.md (some 30 minutes)
 # make check    lint, format, types, docstrings, pages

@@ -32,6 +32,7 @@ PAGES = {
         "docs/rescue",
         "docs/other-tools",
         "docs/errors",
+        "docs/trainers",
         "docs/architectures",
     ],
     "Command line": ["docs/command-line", "docs/recipes", "docs/inspect"],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from tests import models
 
@@ -172,12 +172,15 @@ def _parts(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield path, torch.frombuffer(bytearray(repr(value).encode()), dtype=torch.uint8)
 
 
-def _bitsandbytes(**settings: Any) -> Callable[[Path], nn.Module]:
-    def make(directory: Path) -> nn.Module:
-        config = BitsAndBytesConfig(**settings)
-        return AutoModelForCausalLM.from_pretrained(directory, quantization_config=config, device_map={"": "cpu"})
+def _quantised(directory: Path, config: Any) -> nn.Module:
+    """A model of the class that was saved."""
+    [name] = AutoConfig.from_pretrained(directory).architectures
+    model_class: Any = getattr(transformers, name)
+    return model_class.from_pretrained(directory, quantization_config=config, device_map={"": "cpu"})
 
-    return make
+
+def _bitsandbytes(**settings: Any) -> Callable[[Path], nn.Module]:
+    return lambda directory: _quantised(directory, BitsAndBytesConfig(**settings))
 
 
 def four_bit(kind: str, *, double: bool = False) -> Quantisation:
@@ -208,8 +211,7 @@ def _torchao_int8(directory: Path) -> nn.Module:
     _import_torchao()
     from torchao.quantization import Int8WeightOnlyConfig
 
-    config = transformers.TorchAoConfig(quant_type=Int8WeightOnlyConfig())
-    return AutoModelForCausalLM.from_pretrained(directory, quantization_config=config, device_map={"": "cpu"})
+    return _quantised(directory, transformers.TorchAoConfig(quant_type=Int8WeightOnlyConfig()))
 
 
 def _hqq(bits: int) -> Callable[[Path], nn.Module]:

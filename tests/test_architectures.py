@@ -248,11 +248,11 @@ def test_what_cannot_be_started_stays_plain_lora_beside_the_rest_when_asked_for(
 
 
 def test_the_table_in_the_documentation_lists_every_architecture_with_what_is_expected_of_it():
-    section = table.section()
-    reasons = table.recorded_reasons(section)
+    part = table.PART.read()
+    reasons = table.recorded_reasons(part)
     assert list(reasons) == models.REFUSED
     assert all(reasons[name].startswith(models.ARCHITECTURES[name].refusal) for name in reasons)
-    assert section == table.render(table.expected_outcomes(), reasons)
+    assert part == table.PART.joined(table.render(table.expected_outcomes(), reasons))
 
 
 @pytest.mark.parametrize(
@@ -268,9 +268,7 @@ def test_a_cell_says_yes_only_where_its_test_passed(ends, cell):
             outcome = other.get(when, "passed")
             collector.pytest_runtest_logreport(pytest.TestReport(node, ("", 0, ""), {}, outcome, None, when))
     rows = [
-        line
-        for line in table.render(collector.outcomes, dict.fromkeys(models.REFUSED, "why")).splitlines()
-        if line.startswith("| ")
+        line for line in table.render(collector.outcomes, dict.fromkeys(models.REFUSED, "why")) if line.startswith("| ")
     ]
     (row,) = [line for line in rows if "`LlamaForCausalLM`" in line]
     assert row.split(" | ")[3:6] == [cell, "yes", "yes"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
+from tests.tables import ROOT, Part
+
 from . import ARCHITECTURES, FAMILIES
 
-PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
-BEGIN, END = "<!-- written by python -m tests.architectures -->", "<!-- end of what is written -->"
+PART = Part(ROOT / "docs" / "architectures.md", "python -m tests.architectures")
 
 COLUMNS = {
     "test_the_function_is_kept_bit_for_bit": "1 function kept",
@@ -60,10 +60,8 @@ def expected_outcomes() -> dict[tuple[str, str], str]:
     return outcomes
 
 
-def render(outcomes: Outcomes, reasons: Mapping[str, str]) -> str:
+def render(outcomes: Outcomes, reasons: Mapping[str, str]) -> list[str]:
     lines = [
-        BEGIN,
-        "",
         f"| | architecture | class | {' | '.join(COLUMNS.values())} |",
         "|---" * (3 + len(COLUMNS)) + "|",
     ]
@@ -75,24 +73,13 @@ def render(outcomes: Outcomes, reasons: Mapping[str, str]) -> str:
         cells = [_cell(name, test, outcomes) for test in (REFUSED, REST)]
         reason = reasons.get(name, "not run").replace("|", "\\|")
         lines.append(f"| {family} | {name} | `{ARCHITECTURES[name].model}` | {' | '.join(cells)} | {reason} |")
-    return "\n".join([*lines, "", END])
-
-
-def section() -> str:
-    """The part of the page that a run wrote."""
-    text = PAGE.read_text(encoding="utf-8")
-    return text[text.index(BEGIN) : text.index(END) + len(END)]
+    return lines
 
 
 def recorded_reasons(written: str) -> dict[str, str]:
     """The errors that the page gives, by architecture."""
     rows = [line.strip("| ").split(" | ") for line in written.splitlines() if line.startswith("| ")]
     return {row[1]: row[5] for row in rows if len(row) == 6 and row[1] in ARCHITECTURES}
-
-
-def write(outcomes: Outcomes, reasons: Mapping[str, str]) -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(text.replace(section(), render(outcomes, reasons)), encoding="utf-8")
 
 
 def _rows(refused: bool) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The trainers of transformers and TRL that `initialize_trainer` knows: how to make each with a tiny model and data.
 
-An entry of `TRAINERS` is run by every test of a trainer's promises (test_initialize_trainer.py).
+An entry of `TRAINERS` is run by every test of a trainer's promises (test_initialize_trainer.py), and on every base
+(test_trainers_on_bases.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,15 @@
-"""`python -m tests.torture [pytest's arguments]`: tries everything, and writes docs/architectures.md."""
+"""`python -m tests.torture [pytest's arguments]`: tries everything, and writes the tables of docs that tests make."""
 
 import sys
 
-from tests.architectures.__main__ import run
+import tests.architectures.table
+import tests.integration.table
+from tests.tables import run
 
-sys.exit(run("tests/torture", "tests/integration/test_security.py", "tests/test_architectures.py"))
+PATHS = (
+    "tests/torture",
+    "tests/integration/test_security.py",
+    "tests/integration/test_trainers_on_bases.py",
+    "tests/test_architectures.py",
+)
+sys.exit(run(*PATHS, tables=[tests.architectures.table, tests.integration.table]))

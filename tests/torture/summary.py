@@ -6,7 +6,14 @@ from collections import Counter
 
 import pytest
 
-COUNTED = ("injection points", "generated cases", "damaged files", "traps", "promises on architectures")
+COUNTED = (
+    "injection points",
+    "generated cases",
+    "damaged files",
+    "traps",
+    "promises on architectures",
+    "promises of trainers",
+)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the outermost writes last
