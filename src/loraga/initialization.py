@@ -34,7 +34,8 @@ from .preconditions import (
 )
 from .quantization import require_gradients
 from .report import Report, total_cosine, total_coverage
-from .scheme import SCHEMES, Stability
+from .scheme import SCHEMES, Factors, Stability
+from .sharding import whole, write_whole
 from .start import LayerStart, compute_starts
 from .weights import fold_offset, require_foldable
 
@@ -267,9 +268,11 @@ def _write(
     with torch.no_grad():
         for layer, start in starts.items():
             module = layers[layer]
-            written = trained_factors(module, name)  # as the adapter's dtype rounds them, so that the offset is exact
-            written.A.copy_(start.factors.A)
-            written.B.copy_(start.factors.B)
+            factors = trained_factors(module, name)
+            write_whole(factors.A, start.factors.A)
+            write_whole(factors.B, start.factors.B)
+            # as the adapter's dtype rounds them, so that the offset is exact
+            written = Factors(A=whole(factors.A), B=whole(factors.B))
             if plan.offset == "none":
                 continue
             if plan.offset == "weights":

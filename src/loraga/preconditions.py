@@ -14,6 +14,7 @@ from .errors import AdapterError, GradientError, OffsetError, ScalingError
 from .layers import base_layer, require_not_injected
 from .offset import has_offset, require_offset_support, trained_factors
 from .quantization import is_untested, why_untested
+from .sharding import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +84,7 @@ def require_untrained(layers: Mapping[str, LoraLayer], adapter_name: str) -> Non
     for name, layer in layers.items():
         if has_offset(layer, adapter_name):
             raise AdapterError(f"layer {name}: adapter {adapter_name!r} is initialised already")
-        if adapter_name in layer.lora_B and bool(trained_factors(layer, adapter_name).B.any()):
+        if adapter_name in layer.lora_B and bool(whole(trained_factors(layer, adapter_name).B).any()):
             raise AdapterError(
                 f"layer {name}: adapter {adapter_name!r} is trained already, or was made with an init_lora_weights "
                 "that leaves B non-zero; initialise a new adapter of LoraConfig(init_lora_weights=True)"

@@ -12,6 +12,7 @@ from .estimate import estimate_gradients
 from .initialization import initialize
 from .layers import active_adapter, lora_layers
 from .offset import has_offset, offset_of, trained_factors
+from .sharding import whole, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +52,10 @@ def initialize_on_every_rank(model: PeftModel, batches: Sequence[Batch], **keywo
         if has_offset(layer, name):
             starts.append(offset_of(layer, name))
         for tensor in [tensor for start in starts for tensor in (start.A, start.B)]:
-            distributed.broadcast(tensor, src=0)  # other hardware may round otherwise
+            firsts = whole(tensor)
+            distributed.broadcast(firsts, src=0)  # other hardware may round otherwise
+            if firsts is not tensor:
+                write_whole(tensor, firsts)
     return report
 
 

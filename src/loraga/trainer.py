@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 from peft import PeftModel
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from .adapter import carry
@@ -20,6 +19,7 @@ from .initialization import initialize
 from .layers import active_adapter, lora_layers, require_unmerged
 from .preconditions import require_untrained
 from .ranks import initialize_on_every_rank, together
+from .sharding import is_sharded
 from .trainer_loss import trainer_loss
 from .trainer_state import checkpointing_as_in_training, same_trainer
 
@@ -49,8 +49,8 @@ def initialize_trainer(trainer: Trainer, batches: int | None = 8, **keywords: An
     `peft_config`. `.train(resume_from_checkpoint=...)` goes on from the checkpoint's start and factors, not from these.
 
     Where the model is wrapped already (DistributedDataParallel), the work is done at the start of training: factors are
-    written in place, so that optimizer and schedule stay valid. Several processes see their own batches and get the
-    same start.
+    written in place, so that optimizer and schedule stay valid; so they are where FSDP2 has sharded the model. Several
+    processes see their own batches and get the same start.
 
     Args:
         trainer: Trainer or Seq2SeqTrainer of transformers, or SFTTrainer, DPOTrainer, KTOTrainer, RewardTrainer or
@@ -64,7 +64,7 @@ def initialize_trainer(trainer: Trainer, batches: int | None = 8, **keywords: An
 
     Raises:
         AdapterError: if a keyword is unknown, or the trainer; if it has trained; if its model has no untrained LoRA
-            adapter, or is sharded already (by FSDP, or DeepSpeed's ZeRO-3).
+            adapter, or not every process can reach all of it (FSDP1, DeepSpeed's ZeRO-3, cpu_ram_efficient_loading).
         BatchError: if its batches cannot be used: none, without labels, without a target.
         GradientError: if a layer has no gradient, or one that does not fit.
         OffsetError: if the function cannot be kept in the way asked for.
@@ -153,15 +153,16 @@ def _adapted_model(trainer: Any, adapter_name: str | None) -> PeftModel:
 
 
 def _require_whole(trainer: Any, model: PeftModel) -> None:
-    """Refuses a model of which this process does not hold every weight."""
+    """Refuses a model of whose weights this process neither holds nor can ask for every one."""
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     loads_in_one_process = getattr(plugin, "cpu_ram_efficient_loading", False) and trainer.accelerator.num_processes > 1
-    is_sharded = any(type(module).__name__ in SHARDING for module in trainer.model_wrapped.modules()) or any(
-        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()
+    is_flattened = any(type(module).__name__ in SHARDING for module in trainer.model_wrapped.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in model.parameters()
     )
-    if loads_in_one_process or is_sharded:
+    if is_flattened or (loads_in_one_process and not any(map(is_sharded, model.parameters()))):
+        how = "sharded (FSDP1, DeepSpeed)" if is_flattened else "with one process alone (cpu_ram_efficient_loading)"
         raise AdapterError(
-            "the model is sharded (FSDP, DeepSpeed), and no process can start all of it: do so in one, "
+            f"the model is {how}, and no process can start all of it: do so in one, "
             "loraga.initialize(model, batches) and model.save_pretrained(directory), and make the model of this run by "
             "loraga.load(base, directory, is_trainable=True)"
         )

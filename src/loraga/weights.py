@@ -13,6 +13,7 @@ from .layers import base_layer
 from .offset import add_to_weight, product
 from .quantization import is_hqq, is_quantized, is_repacked
 from .report import product_norm
+from .sharding import is_sharded, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ FULL_PRECISION = (torch.float32, torch.float64)
 def weight_norm(layer: LoraLayer) -> float | None:
     """||W||_F of a layer's base weight, dequantised if it must be; None where this process cannot read it."""
     weight = float_weight(layer)
-    return None if weight is None else float(torch.linalg.vector_norm(weight))
+    return None if weight is None else float(whole(torch.linalg.vector_norm(weight)))
 
 
 def float_weight(layer: LoraLayer) -> Tensor | None:
@@ -62,7 +63,7 @@ def require_foldable(
         allow_rounding: accept a half-precision weight, which keeps only part of the offset.
 
     Raises:
-        OffsetError: for a quantised or tied weight, for lora_dropout, or for a half-precision weight.
+        OffsetError: for a quantised, sharded or tied weight, for lora_dropout, or for a half-precision weight.
     """
     if len(model.peft_config) > 1:
         others = ", ".join(str(name) for name in model.peft_config if name != adapter_name)
@@ -74,6 +75,8 @@ def require_foldable(
         base = base_layer(layer)
         if is_quantized(base):
             raise OffsetError(f"layer {name}: offset='weights' cannot change a quantised weight; use offset='adapter'")
+        if is_sharded(base.weight):
+            raise OffsetError(f"layer {name}: offset='weights' cannot change a sharded weight; use offset='adapter'")
         if adapter_name in layer.lora_variant:
             kind = type(layer.lora_variant[adapter_name]).__name__
             raise OffsetError(f"layer {name}: {kind} is in use; offset='weights' knows plain LoRA only")

@@ -293,22 +293,80 @@ def initialize_trainer(rank: int, port: int, output: str, wrapped: bool) -> None
 
 
 def sharded_trainer(rank: int, port: int, output: str) -> None:
-    """One of two processes whose model FSDP has sharded before `initialize_trainer`."""
+    """One of two processes: FSDP2 shards a model before `initialize_trainer`, and another one after it.
+
+    Then each takes three steps on this process's data.
+    """
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     from torch import distributed as dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import fully_shard
 
     import loraga
     from tests.integration.trainers import TRAINERS
 
-    trainer = TRAINERS["Trainer"].make(output)
-    fully_shard(trainer.model)
-    try:
-        loraga.initialize_trainer(trainer, 2, progress=False)
-    except loraga.AdapterError as error:
-        Path(f"{output}.{rank}").write_text(str(error))
+    def shard(model):
+        for layer in model.get_base_model().model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+
+    def gathered(model):
+        return {key: getattr(value, "full_tensor", lambda v=value: v)() for key, value in adapter_state(model).items()}
+
+    kind, states, expected = TRAINERS["Trainer"], {}, eval_logits(TRAINERS["Trainer"].base())
+    for name in ("before", "after"):
+        model = kind.peft_model(lora_dropout=0.0, r=3)
+        trainer = kind.make(f"{output}.{name}", model, max_steps=1, save_strategy="no")
+        if name == "before":
+            shard(model)
+            optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        report = loraga.initialize_trainer(trainer, 2, progress=False)
+        if name == "after":  # an optimizer holds the shards
+            shard(model)
+            optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        assert report.function_change == 0
+        assert torch.equal(eval_logits(model), expected)
+        states |= {f"{name} start {key}": value for key, value in gathered(model).items()}
+        norms = {layer: torch.tensor(each.offset_norm) for layer, each in report.layers.items()}
+        states |= {f"{name} norm {layer}": value for layer, value in norms.items()}
+        model.train()
+        for step in range(3):
+            row = rows(8)[2 * step + rank]
+            model(input_ids=row["input_ids"][None], labels=row["labels"][None]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        states |= {f"{name} end {key}": value for key, value in gathered(model).items()}
+        with model.disable_adapter():
+            assert torch.equal(eval_logits(model), expected)
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        model.save_pretrained(f"{output}.{name}.saved", state_dict=whole, is_main_process=rank == 0)
+    write(states, f"{output}.{rank}")
+    Path(f"{output}.{rank}.errors").write_text(json.dumps(refusals(output)))
     dist.destroy_process_group()
+
+
+def refusals(output: str) -> list[str]:
+    """What `initialize_trainer` says where a process cannot reach every weight: FSDP1 itself does not run on a CPU."""
+    from accelerate import FullyShardedDataParallelPlugin
+
+    import loraga
+    from tests.integration.trainers import TRAINERS
+
+    messages = []
+    for case in ("ZeRO-3", "weights in one process"):
+        trainer = TRAINERS["Trainer"].make(f"{output}.refused")
+        if case == "ZeRO-3":
+            next(trainer.model.parameters()).ds_id = 0  # as DeepSpeed marks its shards
+        else:
+            trainer.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=2, cpu_ram_efficient_loading=True
+            )
+        try:
+            loraga.initialize_trainer(trainer, 2, progress=False)
+        except loraga.AdapterError as error:
+            messages.append(str(error))
+    return messages
 
 
 def save_at_once(directory: str, rounds: int) -> None:

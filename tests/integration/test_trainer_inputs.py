@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import datasets
@@ -345,14 +346,35 @@ def test_a_wrapped_model_that_goes_on_from_a_checkpoint_keeps_the_checkpoints_st
     assert_same(adapter_state(model), adapter_state(first))
 
 
-def test_a_sharded_model_is_an_error_on_every_process(processes, tmp_path):
+def test_a_model_that_fsdp2_has_sharded_gets_the_start_of_one_that_is_sharded_later(processes, tmp_path):
     port = free_port()
     ranks = [{"rank": rank, "port": port, "output": tmp_path / "out"} for rank in (0, 1)]
     assert processes.statuses("sharded_trainer", ranks) == [0, 0], processes.output()
+    found = read(tmp_path / "out.0")
+    assert_same(found, read(tmp_path / "out.1"))
+    before, after = (
+        {key.removeprefix(name): tensor for key, tensor in found.items() if key.startswith(name)}
+        for name in ("before", "after")
+    )
+    start, end = ({k.split()[-1]: before[k] for k in before if k.split()[0] == name} for name in ("start", "end"))
+    starts = [tensor for key, tensor in start.items() if "lora_offset_B" in key]
+    assert len(starts) == 14
+    assert all(tensor.any() for tensor in starts)
+    assert_moved(start, end)
+    norms = [key for key in before if key.split()[0] == "norm"]
+    for key in norms:  # of a weight that is summed in parts
+        assert float(before.pop(key)) == pytest.approx(float(after.pop(key)), rel=1e-5)
+    assert_same(before, after)
+    for name in ("before", "after"):  # as Trainer saves under FULL_STATE_DICT
+        loaded = loraga.load(PLAIN.base(), tmp_path / f"out.{name}.saved", is_trainable=True)
+        assert_same(adapter_state(loaded), end)
     for rank in (0, 1):
-        message = (tmp_path / f"out.{rank}").read_text()
-        assert message.startswith("the model is sharded")
-        assert "loraga.load(base, directory, is_trainable=True)" in message
+        sharded, in_one_process = json.loads((tmp_path / f"out.{rank}.errors").read_text())
+        assert sharded.startswith("the model is sharded (FSDP1, DeepSpeed), and no process can start all of it")
+        assert in_one_process.startswith("the model is with one process alone (cpu_ram_efficient_loading), and no")
+        assert all(
+            "loraga.load(base, directory, is_trainable=True)" in message for message in (sharded, in_one_process)
+        )
 
 
 def free_port() -> int:
