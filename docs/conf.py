@@ -35,7 +35,7 @@ PAGES = {
         "docs/trainers",
         "docs/architectures",
     ],
-    "Command line": ["docs/command-line", "docs/recipes", "docs/inspect"],
+    "Command line": ["docs/command-line", "docs/recipes", "docs/tasks", "docs/inspect"],
     "Inside": [
         "docs/mathematics",
         "docs/performance",

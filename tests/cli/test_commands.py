@@ -220,6 +220,7 @@ def test_config_shows_the_resolved_recipe_the_schema_and_the_table(run):
     assert (shown["rank"], shown["lr_scheduler_type"]) == (3, "cosine")
     assert set(shown) <= set(schema["properties"])
     assert "| `learning_rate` |" in run("config", "--table")
+    assert "| `sst2` |" in run("config", "--tasks")
 
 
 CHAT_TEMPLATE = (
@@ -264,6 +265,30 @@ def test_train_carries_out_what_a_recipe_can_say(place, run, words):
         )
         if "temperature=0.8" not in words:
             assert again["loss"] == pytest.approx(metrics["held_out"]["loss"], rel=1e-5)
+
+
+TASK = "task: sst2\nlabels: [n, p]\ntarget: label\nprompt: sentence\n"
+LABELLED = [{"sentence": f"film {number}", "label": number % 2} for number in range(24)]
+
+
+def test_validation_rows_are_measured_by_loss_and_where_asked_by_the_metric(place, run):
+    (place / "films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LABELLED))
+    (place / "task.yaml").write_text(TASK + "model: tiny\ndata: films.jsonl\ntemplate: none\nlearning_rate: 1e-3\n")
+    words = ["task.yaml", "--json", "max_steps=1", "rank=4", "gamma=64", "held_out_rows=6", "validation_rows=5"]
+
+    by_loss = json.loads(run("train", *words, "output_dir=by_loss"))
+    judged = json.loads(run("train", *words, "output_dir=judged", "validation_metric=true"))
+
+    def lines(folder, name):
+        return [json.loads(line) for line in (place / folder / name).read_text().splitlines()[1:]]
+
+    assert by_loss["validation"] == by_loss["validation"] | {"rows": 5, "metric": "none", "score": None, "scores": {}}
+    assert all(set(line) == {"row", "loss", "terms"} for line in lines("by_loss", "validation.jsonl"))
+    validation, held_out = (lines("judged", name) for name in ("validation.jsonl", "evaluation.jsonl"))
+    assert (judged["validation"]["metric"], judged["held_out"]["metric"]) == ("label_word", "label_word")
+    assert judged["validation"]["score"] == sum(line["score"] for line in validation) / 5
+    assert judged["validation"]["loss"] == by_loss["validation"]["loss"]
+    assert judged["held_out"]["rows"] == len(held_out) == 6
 
 
 def test_full_fine_tuning_saves_a_model_that_transformers_loads(place, run):

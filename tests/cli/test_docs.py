@@ -11,6 +11,7 @@ from loraga.cli import COMMANDS, parser
 from loraga.cli.common import no_more, read_recipe
 from loraga.lab.recipe_check import load_recipe
 from loraga.lab.recipe_help import page
+from loraga.lab.tasks.table import table as tasks_table
 from tests.pages import ROOT, blocks, build_workplace, commands
 
 SHELL_BLOCKS = [block for block in blocks("bash") if not block.not_run]
@@ -21,6 +22,10 @@ RECIPES = [block for block in blocks("yaml") if not block.not_run]
 
 def test_the_tables_of_methods_and_keys_are_those_that_the_program_makes():
     assert (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").rstrip().endswith(page().rstrip())
+
+
+def test_the_table_of_tasks_is_the_one_that_the_program_makes():
+    assert (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").rstrip().endswith(tasks_table().rstrip())
 
 
 def test_every_command_is_on_its_page():

@@ -19,7 +19,8 @@ METRICS = {
     "learning_rate": 0.00123456,
     "train_loss": 1.23456,
     "held_out": {
-        "rows": 200, "loss": 0.98765, "metric": "exact_match", "accuracy": 0.425, "low": 0.3589, "high": 0.4942
+        "rows": 200, "loss": 0.98765, "metric": "exact_match", "accuracy": 0.425, "low": 0.3589, "high": 0.4942,
+        "score": 0.425, "scores": {},
     },
 }  # fmt: skip
 PATTERN = r"---\n(.*?\n)---\n\n# "
@@ -66,10 +67,18 @@ def test_the_figures_are_those_that_were_measured(recipe):
 
 def test_what_was_not_measured_is_not_in_the_card(recipe):
     nothing = {**METRICS, "train_loss": None, "held_out": None}
-    only_loss = {**METRICS, "held_out": {**METRICS["held_out"], "metric": "none", "accuracy": None}}
+    only_loss = {**METRICS, "held_out": {**METRICS["held_out"], "metric": "none", "accuracy": None, "score": None}}
 
     assert set(rows(model_card.text(recipe, nothing))) == {"steps", "peak learning rate"}
     assert not [name for name in rows(model_card.text(recipe, only_loss)) if "interval" in name]
+
+
+def test_a_score_that_is_no_share_of_right_answers_is_shown_with_the_further_figures(recipe):
+    found = {"metric": "gsm8k", "accuracy": None, "score": 0.31, "scores": {"peft_rule": 0.3012345}}
+
+    shown = rows(model_card.text(recipe, {**METRICS, "held_out": {**METRICS["held_out"], **found}}))
+
+    assert (shown["gsm8k on these"], shown["peft_rule on these"]) == ("0.3100", "0.3012")
 
 
 def test_the_recipe_in_the_card_is_the_recipe(recipe, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`loraga config [RECIPE [key=value]] [--schema | --table]`."""
+"""`loraga config [RECIPE [key=value]] [--schema | --table | --tasks]`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--schema", action="store_true", help="the JSON schema of recipes, for editors")
     which.add_argument("--table", action="store_true", help="every method and key in Markdown: docs/recipes.md")
+    which.add_argument("--tasks", action="store_true", help="every task in Markdown: docs/tasks.md")
     add_json(parser)
 
 
@@ -27,18 +28,19 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from loraga.lab.recipe_check import schema
     from loraga.lab.recipe_file import recipe_text, recipe_values
     from loraga.lab.recipe_help import page
+    from loraga.lab.tasks.table import table as tasks_table
 
     if options.recipe is None:
         no_more(words)
-        if not (options.schema or options.table):
-            raise SettingsError("name a recipe, or give --schema or --table")
+        if not (options.schema or options.table or options.tasks):
+            raise SettingsError("name a recipe, or give --schema, --table or --tasks")
         if options.schema:
             print_json(schema())
         else:
-            print(page())
+            print(tasks_table() if options.tasks else page())
         return DONE
-    if options.schema or options.table:
-        raise SettingsError("--schema and --table are of all recipes; leave the recipe away")
+    if options.schema or options.table or options.tasks:
+        raise SettingsError("--schema, --table and --tasks are of all recipes; leave the recipe away")
     recipe = read_recipe(options, words)
     if options.json:
         print_json(recipe_values(recipe))

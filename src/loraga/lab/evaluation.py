@@ -247,7 +247,9 @@ def _at_targets(model: Any, tokenizer: Any, batch: Sequence[Example]) -> tuple[T
     """Logits (B, T, vocabulary) in float32, and the labels (B, T) that they predict."""
     tensors = on_device(model, collator_for(tokenizer, model)(batch))
     logits, labels = model(**tensors).logits.float(), tensors["labels"]
-    return (logits, labels) if model.config.is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
+    if not model.config.is_encoder_decoder:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return logits, labels
 
 
 def _losses(logits: Tensor, labels: Tensor) -> tuple[list[float], list[int]]:

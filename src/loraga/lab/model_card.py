@@ -86,4 +86,7 @@ def _figures(metrics: Mapping[str, Any]) -> dict[str, str]:
             found[f"{held_out['metric']} on these (95 % interval)"] = (
                 f"{100 * held_out['accuracy']:.1f} % ({100 * held_out['low']:.1f} to {100 * held_out['high']:.1f})"
             )
+        elif held_out["score"] is not None:
+            found[f"{held_out['metric']} on these"] = f"{held_out['score']:.4f}"
+        found |= {f"{name} on these": f"{value:.4f}" for name, value in held_out["scores"].items()}
     return found

@@ -34,6 +34,7 @@ def show_run(recipe: Recipe, metrics: Mapping[str, Any], console: Console) -> No
         "steps": str(metrics["steps"]),
         "peak rate": f"{metrics['learning_rate']:.3g}",
         "training loss": _number(metrics["train_loss"]),
+        **({"validation loss": _number(metrics["validation"]["loss"])} if metrics["validation"] else {}),
         **evaluation_cells(metrics["held_out"]),
         "start": spoken(metrics["seconds_start"]),
         "training": spoken(metrics["seconds_training"] or 0.0),
@@ -102,7 +103,9 @@ def evaluation_cells(evaluation: Mapping[str, Any] | None) -> dict[str, str]:
     if evaluation["accuracy"] is not None:
         interval = f"{100 * evaluation['low']:.1f} to {100 * evaluation['high']:.1f}"
         cells[f"{evaluation['metric']} (95 %)"] = f"{100 * evaluation['accuracy']:.1f} % ({interval})"
-    return cells
+    elif evaluation["score"] is not None:
+        cells[evaluation["metric"]] = _number(evaluation["score"])
+    return cells | {name: _number(value) for name, value in evaluation["scores"].items()}
 
 
 def _show_note(evaluation: Mapping[str, Any] | None, console: Console) -> None:
