@@ -166,6 +166,7 @@ METRICS = {
         humaneval,
         columns=PROBLEM_COLUMNS,
         figures=pass_at,
+        score_name="PASS@1",
         runs_code=True,
     ),
     "mt_bench": Metric(
@@ -173,6 +174,8 @@ METRICS = {
         "another_model",
         is_binary=False,
         columns=("question_id", "category", "turns", "reference"),
+        score_name="rating",
+        is_share=False,
         has_targets=False,
     ),
 }

@@ -6,6 +6,7 @@ is lost is begun again by Ray, and the cell goes on from its newest checkpoint.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LabError, SettingsError
@@ -43,7 +44,7 @@ class RayWorkers:
         self._running: dict[Any, Cell] = {}
         if self._slots() < 1:
             there = {name: self._ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
-            self._ray.shutdown()
+            self.close()
             raise SettingsError(
                 f"the Ray cluster has {there['CPU']:g} CPUs and {there['GPU']:g} GPUs, and a cell asks for {cpus} and "
                 f"{gpus:g}; ask for less by --threads and --gpus"
@@ -56,7 +57,7 @@ class RayWorkers:
 
     def start(self, cell: Cell) -> None:
         """Hands a cell to the cluster."""
-        self._running[self._task.remote(cell.recipe, self._cpus)] = cell
+        self._running[self._task.remote(cell.recipe, self._cpus, os.getcwd())] = cell
 
     def wait(self, seconds: float) -> list[Cell]:
         """Waits for cells to end; one that Ray has given up is noted as failed."""
@@ -80,6 +81,10 @@ class RayWorkers:
             self._ray.wait(list(self._running), num_returns=len(self._running))
         self._running.clear()
 
+    def close(self) -> None:
+        """Leaves the cluster, or ends the one that was started here."""
+        self._ray.shutdown()
+
     def _slots(self) -> int:
         """How many cells the cluster holds at once."""
         there = self._ray.cluster_resources()
@@ -87,7 +92,8 @@ class RayWorkers:
         return int(min(there.get(name, 0) // count for name, count in asked.items() if count))
 
 
-def _carry_out(recipe: Recipe, threads: int) -> None:
+def _carry_out(recipe: Recipe, threads: int, folder: str) -> None:
+    os.chdir(folder)  # a recipe's paths may be relative
     carry_out(recipe, threads)
 
 
