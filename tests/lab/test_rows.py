@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from loraga.lab.errors import DataError, SettingsError
 from loraga.lab.recipe import Recipe
 from loraga.lab.rows import read_rows
+from loraga.lab.tasks import TASKS
 
 CHAIN_SUM = "reasoning_gym:arithmetic.chain_sum"
 DIGITS = {"min_terms": 2, "max_terms": 2, "max_digits": 1}  # 200 different questions
@@ -436,8 +438,13 @@ def test_held_out_data_of_which_a_task_keeps_no_row_are_refused(tmp_path):
         read_rows(recipe(train, held_out=str(test), task="sst2"))
 
 
-def test_a_gym_task_of_which_rows_are_dropped_makes_more_of_them():
-    rows = read_rows(recipe(CHAIN_SUM, task="sign", rows=40, held_out_rows=10, data_options={"max_terms": 2}))
+def test_a_gym_task_of_which_rows_are_dropped_makes_more_of_them(monkeypatch):
+    def of_even_ones(row):
+        return row if int(row["answer"]) % 2 == 0 else None
+
+    monkeypatch.setitem(TASKS, "chain_sum", replace(TASKS["chain_sum"], train_row=of_even_ones))
+
+    rows = read_rows(recipe(CHAIN_SUM, task="chain_sum", rows=40, held_out_rows=10))
 
     assert [len(rows.train), len(rows.held_out)] == [40, 10]
-    assert all(" - " in row["difference"] for row in [*rows.train, *rows.held_out])
+    assert all(int(row["answer"]) % 2 == 0 for row in [*rows.train, *rows.held_out])

@@ -14,7 +14,7 @@ from loraga.lab.recipe_file import Written
 from loraga.lab.tasks import TASKS
 from loraga.lab.tasks.classification import labelled
 from loraga.lab.tasks.math import of_metamath
-from loraga.lab.tasks.offline import with_sign
+from loraga.lab.tasks.offline import with_parity
 
 VALUES = {"label": lambda number: number % 2, "type": lambda number: "GSM_AnsAug"}
 SHORT = {"labels": ["a", "b", "c"], "sequence_length": 400}  # one byte each, as the tiny tokenizer has them
@@ -24,7 +24,7 @@ def rows_of(columns, first, count):
     """Rows with a value of its own in every column."""
     return [
         {
-            column: VALUES.get(column, lambda number, column=column: f"{column} {number} - 5 =")(number)
+            column: VALUES.get(column, lambda number, column=column: f"{column}: 5 - {number} =")(number)
             for column in columns
         }
         for number in range(first, first + count)
@@ -53,10 +53,6 @@ def files(tmp_path):
 
 def rows_for(name):
     task = TASKS[name]
-    if name == "sign":
-        return [{"question": f"what: {n} - 50 =", "answer": str(n - 50)} for n in range(40)], [
-            {"question": f"what: {n} - 90 =", "answer": str(n - 90)} for n in range(4)
-        ]
     return rows_of(task.train_columns, 0, 6), rows_of(task.test_columns, 100, 4)
 
 
@@ -74,8 +70,8 @@ def test_local_files_of_the_same_columns_are_what_a_task_trains_and_evaluates_on
         for each in part:
             row = rows[each.prompted.row - 1]
             shown = each.prompted.prompt + each.prompted.target
-            texts = [str(row[column]) for column in row if column not in ("label", "type", "question", "answer")]
-            assert all(text in shown for text in texts), shown
+            texts = [str(row[column]) for column in row if column not in ("label", "type")]
+            assert all(text in shown or name == "parity" for text in texts), shown
     assert made.train[0].prompted.target
 
 
@@ -121,19 +117,16 @@ def test_metamath_is_what_was_made_from_gsm8k():
     assert [of_metamath({**row, "type": other}) for other in ("MATH_SV", "math", None)] == [None] * 3
 
 
-@pytest.mark.parametrize(
-    ("question", "answer", "found"),
-    [
-        ("State the answer: 23 - 57 =", "-34", ("23 - 57", 0)),
-        ("State the answer: 57 - 23 =", "34", ("57 - 23", 1)),
-        ("State the answer: 23 - 23 =", "0", None),
-        ("State the answer: 23 + 57 =", "80", None),
-    ],
-)
-def test_the_sign_is_that_of_a_difference(question, answer, found):
-    made = with_sign({"question": question, "answer": answer})
+@pytest.mark.parametrize(("question", "number", "answer"), [("bits of 10?", "10", 0), ("3 bits of 007 ?", "007", 1)])
+def test_the_parity_is_that_of_the_last_number(question, number, answer):
+    assert with_parity({"question": question}) == {"question": question, "number": number, "answer": answer}
 
-    assert found == (made and (made["difference"], made["label"]))
+
+def test_a_question_without_a_number_is_refused(files, tiny_folder):
+    rows = [{"question": "How many?"}]
+
+    with pytest.raises(DataError, match=r"^row 1 of .*test\.jsonl has no number in column question$"):
+        prepare(resolved(model=str(tiny_folder), task="parity", **files(rows, rows)), console())
 
 
 # --- the offline tasks run by their name alone
@@ -153,8 +146,8 @@ def test_an_offline_task_needs_no_network_and_its_rows_fit(name, tiny_folder):
     assert all(len(prompt.split()) + len(target) <= 20 for prompt, target in texts)  # of few tokens
 
 
-def test_the_two_signs_are_about_as_frequent(tiny_folder):
-    made = prepare(resolved(model=str(tiny_folder), task="sign", labels=["a", "b"]), console())
+def test_even_and_odd_are_about_as_frequent(tiny_folder):
+    made = prepare(resolved(model=str(tiny_folder), task="parity", labels=["a", "b"]), console())
 
     said = [each.prompted.target for each in made.train]
     assert 0.4 < said.count("a") / len(said) < 0.6

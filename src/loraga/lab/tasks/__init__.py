@@ -6,7 +6,7 @@ from .chat import WIZARDLM_MT_BENCH
 from .classification import COLA, MNLI, MRPC, QNLI, SST2
 from .code import CODE_FEEDBACK_HUMANEVAL
 from .math import GSM8K, METAMATH_GSM8K
-from .offline import CHAIN_SUM, SIGN
+from .offline import CHAIN_SUM, PARITY
 from .task import Task
 
 TASKS = {
@@ -20,7 +20,7 @@ TASKS = {
     "code_feedback_humaneval": CODE_FEEDBACK_HUMANEVAL,
     "wizardlm_mt_bench": WIZARDLM_MT_BENCH,
     "chain_sum": CHAIN_SUM,
-    "sign": SIGN,
+    "parity": PARITY,
 }
 
 __all__ = ["TASKS", "Task"]

@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError
 from .task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SOURCE = "Stojanovski et al. 2025, arXiv 2505.24760"
-DATA = {
-    "data": "reasoning_gym:arithmetic.chain_sum",
-    "data_options": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
-    "rows": 320,
-    "held_out_rows": 100,
-    "sequence_length": 64,
-    "template": "none",
-}
+SHARED = {"rows": 320, "held_out_rows": 100, "sequence_length": 64, "template": "none", "target": "answer"}
 
 
-def with_sign(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """A difference, as the column `difference`, with its sign as `label`; None of a sum, or where it is nothing."""
-    _, _, written = str(row["question"]).rpartition(":")
-    difference = written.replace("=", "").strip()
-    value = float(row["answer"])
-    if "-" not in difference or value == 0:
-        return None
-    return {**row, "difference": difference, "label": int(value > 0)}
+def with_parity(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with the number that its question ends with, and as its answer whether that is even (0) or odd (1)."""
+    found = re.search(r"(\d+)\D*$", str(row["question"]))
+    if found is None:
+        raise DataError("has no number in column question")
+    return {**row, "number": found[1], "answer": int(found[1]) % 2}
 
 
 CHAIN_SUM = Task(
-    "chain sum",
+    "Chain sum",
     "sums and differences of two numbers of two digits",
     SOURCE,
     {
-        **DATA,
+        "data": "reasoning_gym:arithmetic.chain_sum",
+        "data_options": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
+        **SHARED,
         "prompt": "{question}\n",
-        "target": "answer",
         "metric": "final_number",
         "max_new_tokens": 8,
     },
     train_columns=("question", "answer"),
     test_columns=("question", "answer"),
 )
-SIGN = Task(
-    "sign",
-    "whether a difference of two numbers of two digits is negative or positive",
+PARITY = Task(
+    "Parity",
+    "whether a number of up to four digits is even or odd",
     SOURCE,
     {
-        **DATA,
-        "prompt": "Is the result negative or positive? {difference}\n",
-        "target": "label",
-        "labels": ["negative", "positive"],
+        "data": "reasoning_gym:arithmetic.count_bits",
+        "data_options": {"max_n": 9999},
+        **SHARED,
+        "prompt": "Is {number} even or odd?\n",
+        "labels": ["even", "odd"],
         "metric": "label_word",
     },
-    train_columns=("question", "answer"),
-    test_columns=("question", "answer"),
-    train_row=with_sign,
-    test_row=with_sign,
+    train_columns=("question",),
+    test_columns=("question",),
+    train_row=with_parity,
+    test_row=with_parity,
 )
