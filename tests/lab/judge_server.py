@@ -47,7 +47,7 @@ def serving(reply: Callable[[int, dict[str, Any]], Reply | None]) -> Iterator[Se
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
             got.append((self.path, dict(self.headers), content))
             made = reply(len(got), content)
             if made is None:
@@ -67,6 +67,8 @@ def serving(reply: Callable[[int, dict[str, Any]], Reply | None]) -> Iterator[Se
                     time.sleep(made.seconds if made.parts > 1 else 0)
             except (BrokenPipeError, ConnectionResetError):  # who asked did not wait
                 self.close_connection = True
+
+        do_GET = do_POST
 
         def log_message(self, *about: Any) -> None:
             pass

@@ -55,7 +55,6 @@ MANNERS = {
     "a wrong key": (refuses(401, f"no {SECRET}"), r"HTTP 401 \(no \*\*\*\); OPENAI_API_KEY is not", False, True),
     "no such model": (refuses(404, "no model gpt-4"), r"HTTP 404 \(no model gpt-4\)", False, True),
     "a wrong question": (refuses(400, "too long"), r"HTTP 400 \(too long\)", False, False),
-    "an address elsewhere": (refuses(307, Location="http://localhost:1/v1"), "HTTP 307", False, True),
     "no JSON": (Reply(b"<html>"), "no chat completion", True, False),
     "no choices": (Reply(b'{"choices": []}'), "no chat completion", True, False),
     "another shape": (Reply(b'[1, 2]'), "no chat completion", True, False),
@@ -80,6 +79,15 @@ def test_an_endpoint_without_manners_is_one_error_that_says_whether_to_ask_again
         assert time.monotonic() - start < 0.9
     assert (caught.value.again, caught.value.hopeless) == (again, hopeless)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_does_not_follow_a_redirect(status):
+    with serving(lambda *_: says("here")) as other, serving(lambda *_: refuses(status, Location=other.url)) as server:
+        with pytest.raises(EndpointError, match=f"HTTP {status}") as caught:
+            ask(server.url)
+        assert caught.value.hopeless
+        assert other.got == []
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(monkeypatch):

@@ -63,6 +63,17 @@ def test_what_is_no_question_is_refused(row):
         Question.of(row)
 
 
+@pytest.mark.parametrize("category", ["math", "reasoning", "coding"])
+def test_where_there_is_one_right_answer_the_judge_sees_it(category):
+    made = judge_prompt(Question(111, category, "1 + {1}?", "two"), "an {answer}")
+    assert made.name == "single-math-v1"
+    assert "[Question]\n1 + {1}?\n\n[The Start of Reference Answer]\ntwo\n[The End" in made.user
+    assert "[The Start of Assistant's Answer]\nan {answer}\n[The End" in made.user
+    other = judge_prompt(Question(81, "stem", "why?", "two"), "so")
+    assert other.name == "single-v1"
+    assert "two" not in other.user
+
+
 def test_a_question_of_mathematics_is_not_judged_without_its_reference_answer():
     with pytest.raises(DataError, match=r"question 111 \(math\) has no reference answer"):
         judge_prompt(Question(111, "math", "1 + 1?"), "2")

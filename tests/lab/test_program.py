@@ -188,8 +188,10 @@ def test_what_does_more_than_define_things_or_is_not_of_the_standard_library_is_
 def test_nothing_is_left_running_or_lying_about(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = len(list(Path("/proc/self/fd").iterdir()))
+    start = time.monotonic()
     ran = run_program("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)", "", Limits(seconds=0.5))
     assert ran.outcome == "timed out"
+    assert time.monotonic() - start < 5
     with pytest.raises(ProcessLookupError, match="No such process"):
         os.kill(int(ran.output), 0)
     assert list(tmp_path.iterdir()) == []

@@ -88,5 +88,8 @@ def _figures(metrics: Mapping[str, Any]) -> dict[str, str]:
             )
         elif held_out["score"] is not None:
             found[f"{held_out['metric']} on these"] = f"{held_out['score']:.4f}"
-        found |= {f"{name} on these": f"{value:.4f}" for name, value in held_out["scores"].items()}
+        found |= {
+            f"{name} on these": f"{value:.4f}" if isinstance(value, float) else str(value)
+            for name, value in held_out["scores"].items()
+        }
     return found
