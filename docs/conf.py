@@ -35,7 +35,14 @@ PAGES = {
         "docs/trainers",
         "docs/architectures",
     ],
-    "Command line": ["docs/command-line", "docs/recipes", "docs/tasks", "docs/inspect"],
+    "Command line": [
+        "docs/command-line",
+        "docs/recipes",
+        "docs/tasks",
+        "docs/generated-code",
+        "docs/mt-bench",
+        "docs/inspect",
+    ],
     "Inside": [
         "docs/mathematics",
         "docs/performance",

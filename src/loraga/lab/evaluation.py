@@ -130,7 +130,7 @@ def evaluate(
 def summary(lines: Sequence[Mapping[str, Any]], metric: str) -> Evaluation:
     """Sums up the lines of single rows."""
     terms = sum(line["terms"] for line in lines)
-    loss = sum(line["loss"] * line["terms"] for line in lines if line["terms"]) / terms if terms else None
+    loss = sum(line["loss"] * line["terms"] for line in lines) / terms if terms else None
     judged = METRICS[metric]
     if judged.judged_by == "nothing":
         return Evaluation(len(lines), loss, terms)

@@ -45,7 +45,7 @@ WIZARDLM_MT_BENCH = Task(
         "too_long": "drop",
     },
     train_columns=("instruction", "output"),
-    test_columns=(),
+    test_columns=("category",),  # and either FastChat's names of the others or the hub's: `Question.of` reads both
     train_row=without_refusal,
     test_row=first_turn,
     train_rows=70_000,
