@@ -23,6 +23,7 @@ def test_a_console_shows_each_variant_at_its_best_rate_and_what_is_missing():
     assert "Δ accuracy (%)" in text
     assert "not over seeds" in text
     assert "4 diverged, 1 failed, 1 missing" in text
+    assert "DoRA, rank 8, rate 2e-3, seed 2: failed (no space left on device)" in text
 
 
 def test_where_nothing_was_judged_it_shows_the_loss():

@@ -70,5 +70,7 @@ def test_values_are_those_of_finished_runs_by_seed():
 
 def test_what_is_shown_follows_what_was_measured():
     assert (headline(RESULTS), shown_rows(RESULTS)) == ("score", "test")
+    unjudged = tuple(replace(run, test=run.test and replace(run.test, score=None)) for run in RESULTS.runs)
+    assert headline(replace(RESULTS, runs=unjudged)) == "loss"
     no_test = replace(RESULTS, metric="none", runs=tuple(replace(run, test=None) for run in RESULTS.runs))
     assert (headline(no_test), shown_rows(no_test)) == ("loss", "validation")

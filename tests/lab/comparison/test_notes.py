@@ -85,3 +85,16 @@ def test_a_console_gets_the_notes_that_must_not_be_missed():
     for text in ("rough guess", "had no part", "AdaLoRA", "not over seeds"):
         assert text in found
     assert notes.short(replace(RESULTS, best=())) == ()
+
+
+def test_reasons_are_listed_and_cut_where_there_are_many():
+    assert notes.reasons(RESULTS)[0] == "full fine-tuning, rate 4e-4, seed 0: diverged (the loss at step 20 is nan)"
+    assert len(notes.reasons(RESULTS)) == 5
+    failed = tuple(replace(run, status="failed", problem=None) for run in RESULTS.runs)
+    assert notes.reasons(replace(RESULTS, runs=failed))[-1] == "and 222 more: table of unfinished runs"
+
+
+def test_answers_that_nobody_judged_are_said():
+    runs = tuple(replace(run, test=run.test and replace(run.test, score=None)) for run in RESULTS.runs)
+    found = notes.unfinished(replace(RESULTS, runs=runs, metric="mt_bench"))
+    assert found[0] == "No answer was judged (mt_bench): what is compared is the loss alone."

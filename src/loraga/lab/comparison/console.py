@@ -34,5 +34,5 @@ def show_results(results: Results, console: Console) -> None:
     for row in table.rows:
         grid.add_row(*(escape(cell.text) for cell in row))
     console.print(grid)
-    for note in (*notes.short(results), *notes.unfinished(results)):
+    for note in (*notes.short(results), *notes.unfinished(results), *notes.reasons(results)):
         console.print(note, highlight=False, markup=False)

@@ -112,7 +112,10 @@ def values(runs: Iterable[Run], quantity: Quantity, where: Where) -> dict[int, f
 
 def headline(results: Results) -> Quantity:
     """What the comparison is about: the score if answers were judged, or else the loss."""
-    return "loss" if results.metric == "none" else "score"
+    if results.metric == "none":
+        return "loss"
+    where = shown_rows(results)
+    return "score" if any(values([run], "score", where) for run in results.runs) else "loss"
 
 
 def shown_rows(results: Results) -> Where:

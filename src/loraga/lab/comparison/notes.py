@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..curves import WINDOW
 from .entries import entries_of, headline, shown_rows
 from .statistics import NEAR, rate_range
-from .words import CLEAR, EDGE, seeds_text
+from .words import CLEAR, EDGE, rate_text, seeds_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,6 +105,19 @@ def short(results: Results) -> tuple[str, ...]:
     return (*(sentence for sentence in found if sentence), difference)
 
 
+def reasons(results: Results) -> tuple[str, ...]:
+    """Why runs failed or diverged, a line each; of many the first ones."""
+    found = [
+        f"{run.variant}{'' if run.rank is None else f', rank {run.rank}'}, rate "
+        f"{'auto' if run.is_auto else rate_text(run.learning_rate)}, seed {run.seed}: {run.status}"
+        + (f" ({run.problem})" if run.problem else "")
+        for run in results.runs
+        if run.status in ("failed", "diverged")
+    ]
+    more = (f"and {len(found) - LISTED} more: table of unfinished runs",) if len(found) > LISTED else ()
+    return (*found[:LISTED], *more)
+
+
 def unfinished(results: Results) -> tuple[str, ...]:
     """What is missing in a comparison, a sentence each.
 
@@ -122,6 +135,8 @@ def unfinished(results: Results) -> tuple[str, ...]:
         found.append(f"{results.reference}, the reference, has no finished run: nothing is compared with it.")
     if without := [entry.name for entry in entries if not entry.best]:
         found.append(f"No finished run at a best learning rate: {_listed(without)}.")
+    if results.metric != "none" and headline(results) == "loss" and any(entry.best for entry in entries):
+        found.append(f"No answer was judged ({results.metric}): what is compared is the loss alone.")
     by_status = Counter(run.status for run in results.runs if run.status != "done")
     if by_status:
         counts = ", ".join(f"{count} {status}" for status, count in by_status.items())

@@ -126,7 +126,8 @@ def as_latex(table: Table) -> str:
         *rows,
         r"\bottomrule",
         r"\end{tabular}}",
-        *(rf"\par\smallskip\footnotesize {latex(note)}" for note in table.notes),
+        r"\par\medskip\raggedright\footnotesize",
+        *(latex(note) + r"\par" for note in table.notes),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
