@@ -110,6 +110,12 @@ def test_scores_by_rate_have_a_point_a_seed_a_line_of_means_and_marks():
     ]
 
 
+def test_the_legend_has_no_marks_that_the_picture_has_not():
+    runs = tuple(run for run in RESULTS.runs if run.status == "done" and not run.is_auto)
+    figure = draw_rates(replace(RESULTS, runs=runs), entries_of(replace(RESULTS, runs=runs)), "a title")
+    assert legend_of(figure)[-1] == "best, chosen on\nvalidation rows"
+
+
 def test_where_nothing_was_judged_losses_are_drawn():
     (axes,) = draw_rates(replace(RESULTS, metric="none"), OF_RANK_8, "a title").axes
     assert axes.get_ylabel() == "Test loss (nats per target token)"

@@ -180,13 +180,7 @@ def draw_rates(results: Results, entries: Sequence[Entry], title: str) -> Figure
     axes.set_xlabel("peak learning rate (logarithmic)")
     axes.set_ylabel(_axis(results))
     axes.grid(alpha=0.3)
-    mark = partial(Line2D, [], [], color="grey", linestyle="")
-    marks = [
-        mark(marker="o", fillstyle="none", markersize=11, label="best, chosen on\nvalidation rows"),
-        mark(marker="x", markersize=8, markeredgewidth=2, label="auto: suggested"),
-        mark(marker=DIVERGED, markersize=11, label="diverged, at the edge"),
-    ]
-    _legend(figure, handles + marks, "points: seeds, side by side\nline: their mean")
+    _legend(figure, handles + _marks(results, entries), "points: seeds, side by side\nline: their mean")
     return figure
 
 
@@ -253,6 +247,17 @@ def _figure(title: str) -> Figure:
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DOTS_PER_INCH, layout="constrained")
     figure.suptitle(plain(title))
     return figure
+
+
+def _marks(results: Results, entries: Sequence[Entry]) -> list[Line2D]:
+    """What the marks beside the lines are, those that there are."""
+    mark = partial(Line2D, [], [], color="grey", linestyle="")
+    found = [mark(marker="o", fillstyle="none", markersize=11, label="best, chosen on\nvalidation rows")]
+    if any(_points(results, entry.auto) for entry in entries):
+        found.append(mark(marker="x", markersize=8, markeredgewidth=2, label="auto: suggested"))
+    if any(run.status == "diverged" for entry in entries for run in entry.runs):
+        found.append(mark(marker=DIVERGED, markersize=11, label="diverged, at the edge"))
+    return found
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D], title: str) -> None:
