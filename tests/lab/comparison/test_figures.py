@@ -153,13 +153,15 @@ def test_names_are_drawn_as_they_are():
         assert text in svg.replace("\N{WORD JOINER}", "")
 
 
-def test_a_loss_that_is_not_finite_is_no_obstacle():
+@pytest.mark.parametrize("finite", [0, 19])
+def test_losses_that_are_not_finite_are_no_obstacle(finite):
     runs = tuple(
-        replace(run, curve=Curve(run.curve.steps, (*run.curve.losses[:-1], math.nan))) if run.curve else run
+        replace(run, curve=Curve(run.curve.steps, (*run.curve.losses[:finite], *[math.nan] * (20 - finite))))
         for run in RESULTS.runs
+        if run.curve and len(run.curve.steps) == 20
     )
     results = replace(RESULTS, runs=runs)
-    figure = draw_losses(results, entries_of(results), "a title")
+    figure = draw_losses(results, entries_of(results)[:3], "a title")
     assert math.isfinite(figure.axes[1].get_ylim()[1])
     assert picture_bytes(figure, "svg")
 

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from ..curves import WINDOW, running_mean
+from ..curves import WINDOW
 from ..figures import DOTS_PER_INCH
+from .bands import band_of
 from .entries import entries_of, headline, shown_rows, values
 from .styles import Dash, Style, handle, plain, styles_of
 
@@ -37,22 +38,6 @@ LEVEL: Dash = ":"  # of a variant without a rank
 DIVERGED = r"$\infty$"
 WIDE = 5.0  # a range of losses above which their axis is logarithmic
 SALT = "loraga"  # of the names within an SVG, so that the same results give the same file
-
-
-@dataclass(frozen=True)
-class Band:
-    """Losses over steps: how many seeds, and at each step the lowest, the mean and the highest of them."""
-
-    seeds: int
-    steps: Sequence[int]
-    low: Sequence[float]
-    mean: Sequence[float]
-    high: Sequence[float]
-
-    def after(self, step: float) -> list[float]:
-        """The ends of the band from a step on."""
-        pairs = zip(self.steps, zip(self.low, self.high, strict=True), strict=True)
-        return [each for at, ends in pairs if at >= step for each in ends]
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,7 @@ def pictures_of(results: Results) -> tuple[Picture, ...]:
     for rank in ranks or [None]:
         there = [entry for entry in entries if entry.rank in (rank, None)]
         end, of = ("", "") if rank is None else (f"_rank{rank}", f", rank {rank}")
-        if any(_curves(entry) for entry in there):
+        if any(band_of(entry.best) for entry in there):
             title = f"Training loss at each method's best learning rate{of}"
             found.append(Picture(f"loss{end}", title, draw_losses(results, there, title)))
         if any(_points(results, entry.runs) for entry in there):
@@ -106,7 +91,7 @@ def draw_losses(results: Results, entries: Sequence[Entry], title: str) -> Figur
     figure = _figure(title)
     whole, end = figure.subplots(1, 2)
     styles = styles_of(results)
-    drawn = [(entry, _band(curves)) for entry in entries if (curves := _curves(entry))]
+    drawn = [(entry, band) for entry in entries if (band := band_of(entry.best)) is not None]
     bands = [band for _, band in drawn]
     opacity = min(OPACITY, OPACITY_TOGETHER / len(bands))
     for entry, band in drawn:
@@ -116,9 +101,10 @@ def draw_losses(results: Results, entries: Sequence[Entry], title: str) -> Figur
             axes.fill_between(band.steps, band.low, band.high, color=style.colour, alpha=opacity, linewidth=0)
     last = max(band.steps[-1] for band in bands)
     late = [each for band in bands for each in band.after(last / 2)]
-    margin = 0.05 * (max(late) - min(late)) or 0.1
     end.set_xlim(last / 2, last + 0.02 * last)
-    end.set_ylim(min(late) - margin, max(late) + margin)
+    if late:
+        margin = 0.05 * (max(late) - min(late)) or 0.1
+        end.set_ylim(min(late) - margin, max(late) + margin)
     _logarithmic_if_wide(whole, [each for band in bands for each in band.mean])
     whole.set_ylabel("training loss (nats per target token)")
     for axes, part in {whole: "whole training", end: "second half, enlarged"}.items():
@@ -272,30 +258,6 @@ def _logarithmic_if_wide(axes: Axes, losses: Sequence[float]) -> None:
 
 def _ranks(entries: Iterable[Entry]) -> list[int]:
     return sorted({entry.rank for entry in entries if entry.rank is not None})
-
-
-def _curves(entry: Entry) -> list[tuple[Sequence[int], list[float]]]:
-    """Steps and running means of each finished run at the best rate."""
-    found: list[tuple[Sequence[int], list[float]]] = []
-    for run in entry.best:
-        if run.curve is not None and run.curve.losses:
-            means = running_mean(run.curve.losses)
-            found.append((run.curve.steps[-len(means) :], means))
-    return found
-
-
-def _band(curves: Sequence[tuple[Sequence[int], list[float]]]) -> Band:
-    """Over the seeds, at the steps that all of them have."""
-    by_step = [dict(zip(steps, means, strict=True)) for steps, means in curves]
-    steps = sorted(set(by_step[0]).intersection(*by_step[1:]))
-    at = [[each[step] for each in by_step] for step in steps]
-    return Band(
-        len(curves),
-        steps,
-        [min(each) for each in at],
-        [statistics.fmean(each) for each in at],
-        [max(each) for each in at],
-    )
 
 
 def _points(results: Results, runs: Iterable[Run]) -> dict[float, list[float]]:
