@@ -164,6 +164,16 @@ def test_layers_that_are_not_there_are_refused(asked, method):
         started(asked(method, target_modules=["no_such_layer"]))
 
 
+@pytest.mark.parametrize("method", ["dora", "eva"])  # AdaLoRA's has its own test; the others are plain LoRA of one rank
+def test_what_a_run_evaluates_is_what_was_trained(asked, method):
+    recipe = asked(method, held_out_rows=4, max_steps=4, trainer={"eval_strategy": "steps", "eval_steps": 4})
+
+    metrics = carried_out(recipe)
+
+    (evaluated,) = [line["eval_loss"] for line in folder_of(recipe).log() if "eval_loss" in line]
+    assert evaluated == pytest.approx(metrics["held_out"]["loss"], rel=1e-5)
+
+
 # --- parameter counts
 
 
