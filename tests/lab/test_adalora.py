@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, 
 from loraga.lab.adalora import STATE, AdaLoraSchedule, save_as_plain_lora
 from loraga.lab.arguments import training_arguments
 from loraga.lab.errors import LabError, RecipeError
-from loraga.lab.run_folder import folder_of
+from loraga.lab.run_folder import METRICS, TRAINED, folder_of
 from tests.integration.common import eval_logits
 
 from .conftest import Told
@@ -163,3 +164,16 @@ def test_a_layer_without_a_gradient_cannot_be_weighed(asked):
 
     with pytest.raises(LabError, match=r"layer model\.layers\.0\.\S+_proj gets no gradient, which AdaLoRA needs"):
         AdaLoraSchedule(recipe).on_optimizer_step(None, TrainerState(), TrainerControl(), model=model)
+
+
+def test_a_run_killed_before_its_result_is_written_goes_on_from_its_last_checkpoint(asked, tmp_path):
+    recipe = asked()
+    carried_out(recipe)
+    expected = (tmp_path / "run" / "adapter" / WEIGHTS).read_bytes()
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    for name in (TRAINED, METRICS):
+        (tmp_path / "run" / name).unlink()
+
+    carried_out(recipe)
+
+    assert (tmp_path / "run" / "adapter" / WEIGHTS).read_bytes() == expected
