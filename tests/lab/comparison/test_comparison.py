@@ -49,6 +49,7 @@ def test_a_method_may_have_rates_and_a_rank_of_its_own(tmp_path):
     )
     assert [each.learning_rates for each in made.variants] == [(0.1,), (0.001,)]
     assert [each.ranks(made.grid.ranks) for each in made.variants] == [(2,), (4, 8)]
+    assert [each.title for each in made.variants] == ["LoRA, rank 2", "rsLoRA"]
 
 
 def test_all_parameters_have_no_rank(tmp_path):

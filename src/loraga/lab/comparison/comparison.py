@@ -216,8 +216,8 @@ def _variants(grid: Grid, written: Written) -> tuple[Variant, ...]:
         wrong = _wrong_method(keys.get("method"))
         if wrong is None:
             method = str(keys.pop("method"))
-            title = str(keys.pop("title", None) or _title(method, keys))
             rates = keys.pop("learning_rates", grid.learning_rates or _default_rates(method))
+            title = str(keys.pop("title", None) or _title(method, keys))
             wrong = _wrong_rates(rates, grid.auto) or _wrong_keys(keys)
         if wrong is not None:
             problems.append(_at(written, f"{entry if isinstance(entry, str) else keys}: {wrong}"))
