@@ -167,3 +167,26 @@ def test_the_next_rate_is_a_factor_of_two_outside_exactly_while_the_best_is_at_a
 
 def test_no_rate_above_one_is_tried():
     assert next_rate({0.5: 2.0, 1.0: 1.0}, most=9) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["learning_rates: [0.1, 0.2]", "learning_rates: [0.1]\nsearch: true", "learning_rates: [0.1]\nauto: true"]
+)
+def test_a_learning_rate_is_never_chosen_on_the_test_rows(tmp_path, text):
+    comparison = load(tmp_path, f"methods: [full, lora]\n{text}", "validation_rows=null")
+    with pytest.raises(RecipeError, match="validation_rows is missing, .*full fine-tuning.*never chosen on the test rows"):
+        planned(comparison, lambda name: None, lambda name: False)
+
+
+def test_one_learning_rate_or_auto_alone_needs_no_validation_rows(tmp_path):
+    for text in ("learning_rates: [0.1]\nseeds: [0, 1]", "auto: true"):
+        comparison = load(tmp_path, f"methods: [lora]\n{text}", "validation_rows=null")
+        assert planned(comparison, lambda name: None, lambda name: False).cells
+
+
+def test_a_score_chooses_only_where_answers_to_the_validation_rows_are_judged(tmp_path):
+    text = "methods: [lora]\nlearning_rates: [0.1, 0.2]\nchoose_by: score\nmetric: exact_match\nheld_out_rows: 1"
+    with pytest.raises(RecipeError, match=r"choose_by: score needs validation_metric: true"):
+        plan(tmp_path, text)
+    assert plan(tmp_path, f"{text}\nvalidation_metric: true").cells
+    assert plan(tmp_path, text.replace(", 0.2", "")).cells  # nothing is chosen

@@ -12,6 +12,7 @@ model: base
 data: rows.jsonl
 prompt: question
 target: answer
+validation_rows: 2
 """
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..recipe import Recipe
-    from .comparison import Comparison, Variant
+    from .comparison import Comparison, Grid, Variant
 
 CELLS = "cells"
 MOST_RATES = 10  # of a variant at a rank; where its best still lies at the edge then, the tables say so
@@ -83,7 +83,7 @@ def planned(comparison: Comparison, value_of: Callable[[str], Value], failed: Ca
         The cells, those of the grid first, and the best rate of each variant and rank.
 
     Raises:
-        RecipeError: if a cell's recipe is wrong, or two cells are equal.
+        RecipeError: if a cell's recipe is wrong, two cells are equal, or a learning rate is to be chosen on no rows.
     """
     grid, later, best = [], [], []
     for variant in comparison.variants:
@@ -94,6 +94,7 @@ def planned(comparison: Comparison, value_of: Callable[[str], Value], failed: Ca
             best.append(found)
     cells = (*grid, *later)
     _require_different(cells)
+    _require_rows_to_choose_on(comparison.grid, cells)
     return Plan(cells, tuple(best))
 
 
@@ -187,3 +188,27 @@ def _require_different(cells: tuple[Cell, ...]) -> None:
     twice = next((cell.name for cell in cells if same[str({**vars(cell.recipe), "output_dir": None})] > 1), None)
     if twice is not None:
         raise RecipeError([f"two cells are equal but for their title: {twice}; remove one of the two methods"])
+
+
+def _require_rows_to_choose_on(grid: Grid, cells: tuple[Cell, ...]) -> None:
+    """Refuses cells among whose learning rates one is to be chosen, and that measure nothing to choose it by."""
+    rates: dict[tuple[str, int | None], set[float | None]] = {}
+    for cell in cells:
+        rates.setdefault((cell.variant.title, cell.rank), set()).add(cell.learning_rate)
+    for cell in cells:
+        if len(rates[cell.variant.title, cell.rank]) == 1 and not grid.search:
+            continue
+        if cell.recipe.validation_rows is None:
+            raise RecipeError(
+                [
+                    f"validation_rows is missing, by which {cell.variant.title} would get its learning rate: one is never "
+                    "chosen on the test rows; say how many rows of data to set aside, or give one learning rate"
+                ]
+            )
+        if grid.choose_by == "score" and not cell.recipe.validation_metric:
+            raise RecipeError(
+                [
+                    "choose_by: score needs validation_metric: true, so that answers to the validation rows are judged; "
+                    "write it, or choose_by: loss"
+                ]
+            )
