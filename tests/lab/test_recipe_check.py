@@ -9,6 +9,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from loraga.lab.errors import RecipeError
 from loraga.lab.foreign_keys import FOREIGN_KEYS
+from loraga.lab.metrics import METRICS
 from loraga.lab.recipe import Recipe
 from loraga.lab.recipe_check import OWN_KEYS, check, expected, load_recipe, nearest, schema, words
 from loraga.lab.recipe_file import Written, recipe_text
@@ -331,7 +332,8 @@ def test_a_recipe_that_a_task_resolved_is_read_back_as_the_same_recipe(task, tmp
     for given in ({}, {"data": "mine", "held_out": "other"}, {"data": "mine", "metric": "none"}):
         if "held_out" in given and "reasoning_gym" in TASKS[task].keys["data"]:
             given = {**given, "held_out_split": "dev"}
-        made = checked({"model": "m", "task": task, **given})
+        runs_code = METRICS[given.get("metric", TASKS[task].keys["metric"])].runs_code
+        made = checked({"model": "m", "task": task, "run_generated_code": runs_code, **given})
         (tmp_path / "recipe.yaml").write_text(recipe_text(made), "utf-8")
 
         assert load_recipe(tmp_path / "recipe.yaml") == made

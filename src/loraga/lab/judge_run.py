@@ -105,7 +105,7 @@ def _result(judged: Judged, how: str) -> Mapping[str, Any]:
             f"{len(judged.unjudged)} of {judged.questions} answers have no rating (question {first}: {reason}); the "
             f"score is over the other {len(judged.ratings)}; {how} asks for them again"
         )
-    return {"score": judged.rating, "scores": {"judged": len(judged.ratings), **judged.by_category}, "note": note}
+    return {"score": judged.rating, "scores": {"judged": len(judged.ratings)}, "note": note}
 
 
 def _name(saved: Path) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Line = Mapping[str, Any]  # of evaluation.jsonl
 
 KS = (1, 2, 3, 5, 10, 20, 50, 100, 200)  # of PASS@k
-_OPEN_FENCE = re.compile(r"```[^\n`]*\n\Z")
+_OPEN_FENCE = re.compile(r"```py[^\n`]*\n\Z")
 _NUMBER = re.compile(r"(?:(?<!\d)[-+])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?")
 
 
@@ -155,11 +155,6 @@ METRICS = {
         compared(gsm8k_right),
         figures=peft_rule,
     ),
-    "label_word": Metric(
-        "the label word of the highest probability where the target begins is the right one",
-        "label_words",
-        figures=matthews,
-    ),
     "humaneval": Metric(
         "the program that the answer means passes the problem's tests (HumanEval: PASS@1, and PASS@k of k samples)",
         "answers",
@@ -177,5 +172,10 @@ METRICS = {
         score_name="rating",
         is_share=False,
         has_targets=False,
+    ),
+    "label_word": Metric(
+        "the label word of the highest probability where the target begins is the right one",
+        "label_words",
+        figures=matthews,
     ),
 }

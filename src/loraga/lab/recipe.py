@@ -263,8 +263,10 @@ def _of_the_metric(recipe: Recipe) -> dict[str, str]:
         found["labels"] = "has a word twice, or an empty one; give each class its own word"
     if recipe.validation_metric and (recipe.validation_rows is None or recipe.metric == "none"):
         found["validation_metric"] = "needs validation_rows and a metric; give both, or remove it"
-    if recipe.samples > 1 and judged_by != "answers":
-        found["samples"] = f"means nothing with metric: {recipe.metric}, which takes no more than one answer; remove it"
+    if recipe.samples > 1 and not METRICS[recipe.metric].generates:
+        found["samples"] = f"means nothing with metric: {recipe.metric}, which generates no answer; remove it"
+    elif recipe.samples > 1 and judged_by == "another_model":
+        found["samples"] = f"means nothing with metric: {recipe.metric}, which rates one answer; remove it"
     elif recipe.samples > 1 and recipe.temperature == 0:
         found["samples"] = "means nothing with temperature: 0, where all answers are the same; set a temperature"
     return found

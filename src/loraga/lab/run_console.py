@@ -99,7 +99,7 @@ def evaluation_cells(evaluation: Mapping[str, Any] | None) -> dict[str, str]:
     """Loss and metric of held-out rows, by their headings; nothing if nothing was measured."""
     if evaluation is None:
         return {}
-    cells = {"held-out loss": _number(evaluation["loss"])}
+    cells = {} if evaluation["loss"] is None else {"held-out loss": _number(evaluation["loss"])}
     if evaluation["accuracy"] is not None:
         interval = f"{100 * evaluation['low']:.1f} to {100 * evaluation['high']:.1f}"
         cells[f"{evaluation['metric']} (95 %)"] = f"{100 * evaluation['accuracy']:.1f} % ({interval})"
@@ -114,4 +114,4 @@ def _show_note(evaluation: Mapping[str, Any] | None, console: Console) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

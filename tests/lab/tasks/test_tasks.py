@@ -17,7 +17,8 @@ from loraga.lab.tasks.math import of_metamath
 from loraga.lab.tasks.offline import with_parity
 
 VALUES = {"label": lambda number: number % 2, "type": lambda number: "GSM_AnsAug"}
-SHORT = {"labels": ["a", "b", "c"], "sequence_length": 400}  # one byte each, as the tiny tokenizer has them
+NOT_SHOWN = ("label", "type", "task_id", "test", "entry_point", "question_id", "category", "turns")
+SHORT = {"labels": ["a", "b", "c"], "sequence_length": 900}  # one byte each, as the tiny tokenizer has them
 
 
 def rows_of(columns, first, count):
@@ -32,6 +33,8 @@ def rows_of(columns, first, count):
 
 
 def resolved(**keys):
+    if METRICS[TASKS[keys["task"]].keys["metric"]].runs_code:
+        keys["run_generated_code"] = True
     return check({key: Written(value, "a test") for key, value in keys.items()})
 
 
@@ -53,7 +56,12 @@ def files(tmp_path):
 
 def rows_for(name):
     task = TASKS[name]
-    return rows_of(task.train_columns, 0, 6), rows_of(task.test_columns, 100, 4)
+    train, test = rows_of(task.train_columns, 0, 6), rows_of(task.test_columns, 100, 4)
+    if name == "code_feedback_humaneval":
+        train = [{**row, "answer": f"```\n{row['answer']}\n```"} for row in train]
+    if name == "wizardlm_mt_bench":
+        test = [{"question_id": number, "category": "stem", "turns": [f"{number}?"]} for number in range(81, 85)]
+    return train, test
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -70,7 +78,7 @@ def test_local_files_of_the_same_columns_are_what_a_task_trains_and_evaluates_on
         for each in part:
             row = rows[each.prompted.row - 1]
             shown = each.prompted.prompt + each.prompted.target
-            texts = [str(row[column]) for column in row if column not in ("label", "type")]
+            texts = [str(row[column]) for column in row if column not in NOT_SHOWN]
             assert all(text in shown or name == "parity" for text in texts), shown
     assert made.train[0].prompted.target
 
