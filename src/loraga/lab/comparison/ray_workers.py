@@ -7,6 +7,7 @@ is lost is begun again by Ray, and the cell goes on from its newest checkpoint.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LabError, SettingsError
@@ -57,7 +58,7 @@ class RayWorkers:
 
     def start(self, cell: Cell) -> None:
         """Hands a cell to the cluster."""
-        self._running[self._task.remote(cell.recipe, self._cpus, os.getcwd())] = cell
+        self._running[self._task.remote(cell.recipe, self._cpus, str(Path.cwd()))] = cell
 
     def wait(self, seconds: float) -> list[Cell]:
         """Waits for cells to end; one that Ray has given up is noted as failed."""
