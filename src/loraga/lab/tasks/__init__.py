@@ -5,7 +5,7 @@ from __future__ import annotations
 from .chat import WIZARDLM_MT_BENCH
 from .classification import COLA, MNLI, MRPC, QNLI, SST2
 from .code import CODE_FEEDBACK_HUMANEVAL
-from .math import GSM8K, METAMATH_GSM8K
+from .math import GSM8K, METAMATH_GSM8K, PEFT_METAMATH
 from .offline import CHAIN_SUM, PARITY
 from .task import Task
 
@@ -16,6 +16,7 @@ TASKS = {
     "qnli": QNLI,
     "mrpc": MRPC,
     "metamath_gsm8k": METAMATH_GSM8K,
+    "peft_metamath": PEFT_METAMATH,
     "gsm8k": GSM8K,
     "code_feedback_humaneval": CODE_FEEDBACK_HUMANEVAL,
     "wizardlm_mt_bench": WIZARDLM_MT_BENCH,

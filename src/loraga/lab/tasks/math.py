@@ -14,6 +14,7 @@ PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{question}\n\n### Response: Let's think step by step."
 )
+PEFT_PROMPT = "Question: {question} Think step by step.\nAnswer:"  # of PEFT's method comparison
 FROM_GSM8K = "GSM_"  # how the type of a MetaMathQA row begins that was made from GSM8K's training questions
 TEST = {"held_out": "openai/gsm8k", "held_out_options": {"name": "main"}, "held_out_split": "test"}
 SHARED = {"target": "answer", "template": "none", "metric": "gsm8k", "max_new_tokens": 512}
@@ -21,8 +22,11 @@ SHARED = {"target": "answer", "template": "none", "metric": "gsm8k", "max_new_to
 
 def of_metamath(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A row that was made from GSM8K, with GSM8K's names of its columns; None of another."""
-    if not str(row["type"]).startswith(FROM_GSM8K):
-        return None
+    return with_names_of_gsm8k(row) if str(row["type"]).startswith(FROM_GSM8K) else None
+
+
+def with_names_of_gsm8k(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of MetaMathQA with GSM8K's names of its columns."""
     return {**row, "question": row["query"], "answer": row["response"]}
 
 
@@ -43,6 +47,26 @@ METAMATH_GSM8K = Task(
     train_columns=("query", "response", "type"),
     test_columns=("question", "answer"),
     train_row=of_metamath,
+    train_rows=395_000,
+    test_rows=1_319,
+)
+PEFT_METAMATH = Task(
+    "MetaMathQA, GSM8K, as PEFT compares methods",
+    "questions of mathematics: all of MetaMathQA, tested on GSM8K, with the prompt of PEFT's method comparison",
+    "Yu et al. 2024, arXiv 2309.12284; Cobbe et al. 2021, arXiv 2110.14168; huggingface/peft, method_comparison",
+    {
+        "data": "meta-math/MetaMathQA",
+        "split": "train",
+        **TEST,
+        "prompt": PEFT_PROMPT,
+        "sequence_length": 768,
+        "too_long": "drop",
+        **SHARED,
+        "max_new_tokens": 300,
+    },
+    train_columns=("query", "response"),
+    test_columns=("question", "answer"),
+    train_row=with_names_of_gsm8k,
     train_rows=395_000,
     test_rows=1_319,
 )
