@@ -14,11 +14,19 @@ from loraga.lab.recipe_file import Written
 from loraga.lab.tasks import TASKS
 from loraga.lab.tasks.classification import labelled
 from loraga.lab.tasks.math import of_metamath
-from loraga.lab.tasks.offline import with_parity
+from loraga.lab.tasks.offline import KINDS, with_kind
 
 VALUES = {"label": lambda number: number % 2, "type": lambda number: "GSM_AnsAug"}
-NOT_SHOWN = ("label", "type", "task_id", "test", "entry_point", "question_id", "category", "turns")
-SHORT = {"labels": ["a", "b", "c"], "sequence_length": 900}  # one byte each, as the tiny tokenizer has them
+SHORT = {"labels": ["a", "b", "c"], "sequence_length": 2000}  # one byte each, as the tiny tokenizer has them
+UNSEEN = (
+    "label",
+    "type",
+    "test",
+    "entry_point",
+    "task_id",
+    "turns",
+)  # columns that are in no prompt or target as they are
+WRITTEN_ANEW = ("sum_or_sign", "wizardlm_mt_bench")  # whose rows have tests of their own
 
 
 def rows_of(columns, first, count):
@@ -58,9 +66,14 @@ def rows_for(name):
     task = TASKS[name]
     train, test = rows_of(task.train_columns, 0, 6), rows_of(task.test_columns, 100, 4)
     if name == "code_feedback_humaneval":
-        train = [{**row, "answer": f"```\n{row['answer']}\n```"} for row in train]
+        train = [{**row, "answer": f"```python\nprint({number})\n```"} for number, row in enumerate(train)]
     if name == "wizardlm_mt_bench":
-        test = [{"question_id": number, "category": "stem", "turns": [f"{number}?"]} for number in range(81, 85)]
+        test = [{"question_id": n, "category": "writing", "turns": [f"question {n}", "more"]} for n in range(4)]
+    if name == "sum_or_sign":
+        train, test = (
+            [{"question": f"what: {n} - {n + below} =", "answer": -below} for n in range(count)]
+            for below, count in ((10, 6), (20, 4))
+        )
     return train, test
 
 
@@ -78,8 +91,8 @@ def test_local_files_of_the_same_columns_are_what_a_task_trains_and_evaluates_on
         for each in part:
             row = rows[each.prompted.row - 1]
             shown = each.prompted.prompt + each.prompted.target
-            texts = [str(row[column]) for column in row if column not in NOT_SHOWN]
-            assert all(text in shown or name == "parity" for text in texts), shown
+            texts = [str(row[column]) for column in row if column not in UNSEEN]
+            assert name in WRITTEN_ANEW or all(text in shown for text in texts), shown
     assert made.train[0].prompted.target
 
 
@@ -125,16 +138,31 @@ def test_metamath_is_what_was_made_from_gsm8k():
     assert [of_metamath({**row, "type": other}) for other in ("MATH_SV", "math", None)] == [None] * 3
 
 
-@pytest.mark.parametrize(("question", "number", "answer"), [("bits of 10?", "10", 0), ("3 bits of 007 ?", "007", 1)])
-def test_the_parity_is_that_of_the_last_number(question, number, answer):
-    assert with_parity({"question": question}) == {"question": question, "number": number, "answer": answer}
+@pytest.mark.parametrize(
+    ("question", "answer", "problem", "kind"),
+    [
+        ("State the answer: 23 + 57 =", "80", "23 + 57", "sum"),
+        ("State the answer: 23 - 57 =", "-34", "23 - 57", "negative"),
+        ("State the answer: 57 - 23 =", "34", "57 - 23", "positive"),
+    ],
+)
+def test_the_kind_is_that_of_the_operator_or_of_the_result(question, answer, problem, kind):
+    row = {"question": question, "answer": answer}
+
+    assert with_kind(row) == {**row, "problem": problem, "kind": KINDS.index(kind)}
 
 
-def test_a_question_without_a_number_is_refused(files, tiny_folder):
-    rows = [{"question": "How many?"}]
+def test_a_difference_of_nothing_has_no_sign():
+    assert with_kind({"question": "State the answer: 23 - 23 =", "answer": "0"}) is None
 
-    with pytest.raises(DataError, match=r"^row 1 of .*test\.jsonl has no number in column question$"):
-        prepare(resolved(model=str(tiny_folder), task="parity", **files(rows, rows)), console())
+
+def test_an_answer_that_is_no_number_is_refused(files, tiny_folder):
+    rows = [{"question": "what: 2 - 3 =", "answer": "one less than nothing"}]
+
+    with pytest.raises(
+        DataError, match=r"^row 1 of .*test\.jsonl has 'one less than nothing' in column answer, which is"
+    ):
+        prepare(resolved(model=str(tiny_folder), task="sum_or_sign", **files(rows, rows)), console())
 
 
 # --- the offline tasks run by their name alone
@@ -144,7 +172,7 @@ OFFLINE = [name for name, task in TASKS.items() if task.keys["data"].startswith(
 
 @pytest.mark.parametrize("name", OFFLINE)
 def test_an_offline_task_needs_no_network_and_its_rows_fit(name, tiny_folder):
-    labels = {"labels": ["a", "b"]} if "labels" in TASKS[name].keys else {}
+    labels = {"labels": ["a", "b", "c"]} if "labels" in TASKS[name].keys else {}
 
     made = prepare(resolved(model=str(tiny_folder), task=name, sequence_length=128, **labels), console())
 
@@ -154,8 +182,8 @@ def test_an_offline_task_needs_no_network_and_its_rows_fit(name, tiny_folder):
     assert all(len(prompt.split()) + len(target) <= 20 for prompt, target in texts)  # of few tokens
 
 
-def test_even_and_odd_are_about_as_frequent(tiny_folder):
-    made = prepare(resolved(model=str(tiny_folder), task="parity", labels=["a", "b"]), console())
+def test_about_half_are_sums_and_a_quarter_each_of_the_signs(tiny_folder):
+    made = prepare(resolved(model=str(tiny_folder), task="sum_or_sign", labels=["a", "b", "c"]), console())
 
     said = [each.prompted.target for each in made.train]
-    assert 0.4 < said.count("a") / len(said) < 0.6
+    assert [round(4 * said.count(each) / len(said)) for each in "abc"] == [2, 1, 1]

@@ -6,7 +6,7 @@ from .chat import WIZARDLM_MT_BENCH
 from .classification import COLA, MNLI, MRPC, QNLI, SST2
 from .code import CODE_FEEDBACK_HUMANEVAL
 from .math import GSM8K, METAMATH_GSM8K, PEFT_METAMATH
-from .offline import CHAIN_SUM, PARITY
+from .offline import CHAIN_SUM, SUM_OR_SIGN
 from .task import Task
 
 TASKS = {
@@ -21,7 +21,7 @@ TASKS = {
     "code_feedback_humaneval": CODE_FEEDBACK_HUMANEVAL,
     "wizardlm_mt_bench": WIZARDLM_MT_BENCH,
     "chain_sum": CHAIN_SUM,
-    "parity": PARITY,
+    "sum_or_sign": SUM_OR_SIGN,
 }
 
 __all__ = ["TASKS", "Task"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -12,46 +11,50 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SOURCE = "Stojanovski et al. 2025, arXiv 2505.24760"
-SHARED = {"rows": 320, "held_out_rows": 100, "sequence_length": 64, "template": "none", "target": "answer"}
+DATA = {
+    "data": "reasoning_gym:arithmetic.chain_sum",
+    "data_options": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
+    "rows": 320,
+    "held_out_rows": 100,
+    "sequence_length": 64,
+    "template": "none",
+}
+KINDS = ("sum", "negative", "positive")
 
 
-def with_parity(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row with the number that its question ends with, and as its answer whether that is even (0) or odd (1)."""
-    found = re.search(r"(\d+)\D*$", str(row["question"]))
-    if found is None:
-        raise DataError("has no number in column question")
-    return {**row, "number": found[1], "answer": int(found[1]) % 2}
+def with_kind(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The row with its `problem` and as `kind` its place in KINDS; None where a difference is nothing."""
+    problem = str(row["question"]).rpartition(":")[2].replace("=", "").strip()
+    try:
+        result = float(row["answer"])
+    except ValueError as cause:
+        raise DataError(f"has {row['answer']!r} in column answer, which is no number") from cause
+    if "+" in problem:
+        return {**row, "problem": problem, "kind": KINDS.index("sum")}
+    return None if result == 0 else {**row, "problem": problem, "kind": KINDS.index("negative") + int(result > 0)}
 
 
 CHAIN_SUM = Task(
     "Chain sum",
     "sums and differences of two numbers of two digits",
     SOURCE,
-    {
-        "data": "reasoning_gym:arithmetic.chain_sum",
-        "data_options": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
-        **SHARED,
-        "prompt": "{question}\n",
-        "metric": "final_number",
-        "max_new_tokens": 8,
-    },
+    {**DATA, "prompt": "{question}\n", "target": "answer", "metric": "final_number", "max_new_tokens": 8},
     train_columns=("question", "answer"),
     test_columns=("question", "answer"),
 )
-PARITY = Task(
-    "Parity",
-    "whether a number of up to four digits is even or odd",
+SUM_OR_SIGN = Task(
+    "Sum or sign",
+    "whether a problem with two numbers of two digits is a sum, or a difference below or above nothing",
     SOURCE,
     {
-        "data": "reasoning_gym:arithmetic.count_bits",
-        "data_options": {"max_n": 9999},
-        **SHARED,
-        "prompt": "Is {number} even or odd?\n",
-        "labels": ["even", "odd"],
+        **DATA,
+        "prompt": "Sum, negative or positive? {problem}\n",
+        "target": "kind",
+        "labels": list(KINDS),
         "metric": "label_word",
     },
-    train_columns=("question",),
-    test_columns=("question",),
-    train_row=with_parity,
-    test_row=with_parity,
+    train_columns=("question", "answer"),
+    test_columns=("question", "answer"),
+    train_row=with_kind,
+    test_row=with_kind,
 )

@@ -41,7 +41,7 @@ def _columns(task: Task) -> str:
     train, test = ([f"`{column}`" for column in columns] for columns in (task.train_columns, task.test_columns))
     if task.train_columns == task.test_columns:
         return f"columns {_listed(train)}"
-    return f"columns {_listed(train)} to train on, {_listed(test)} to evaluate on"
+    return f"columns {_listed(train)} to train on{f', {_listed(test)} to evaluate on' if test else ''}"
 
 
 def _listed(words: list[str]) -> str:
