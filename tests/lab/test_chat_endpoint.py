@@ -62,6 +62,8 @@ MANNERS = {
     "a number": (says(7), "no text", True, False),
     "nothing said": (says(None), r"refused \(no content\)", True, False),
     "a refusal": (says(None, refusal="I will not"), r"refused \(I will not\)", True, False),
+    "a message of control characters": (refuses(400, "\x1b[2J\ud800\n x"), r"HTTP 400 \(\?\[2J\? x\)$", False, False),
+    "a long message": (refuses(400, "x" * 5000), rf"HTTP 400 \({'x' * 200}\)$", False, False),
     "hanging up": (None, "no connection", True, False),
     "half an answer": (Reply(b"{", headers={"Content-Length": "100"}), "no c", True, False),
     "silence": (Reply(b"", seconds=1), "no answer within 0.3 s", True, False),

@@ -21,6 +21,7 @@ from loraga.lab.code_blocks import code_blocks
         ("```python\n", [("python", "")]),
         ("```", []),
         ("Code: ```python\na\n```\n", [("python", "a\n")]),
+        ("```" + "a" * 100_000, []),
         ("a ```b``` c\nd\n", []),
         ("a ```b``` ```c``` \nd\n", []),
     ],

@@ -13,6 +13,7 @@ from loraga.lab.errors import DataError, SettingsError
 from loraga.lab.judging import file_name, judge_answers, write_answers
 from loraga.lab.mt_bench import Question
 from tests.lab.judge_server import Reply, refuses, says, serving
+from tests.lab.test_mt_bench import DATA, lines, needs_data
 
 CATEGORIES = ("writing", "math", "writing", "stem", "coding", "roleplay")
 QUESTIONS = [
@@ -148,6 +149,28 @@ def test_an_interrupted_judgement_goes_on_and_a_half_line_is_dropped(folder, tol
         assert judge(folder, server.url, told).rating == 4.5
         assert len(server.got) == 9
     assert [line["question_id"] for line in judgments(folder)] == [81, 82, 83, 84, 85, 86]
+
+
+def test_whatever_a_judge_says_can_be_kept(folder, told):
+    with serving(lambda *_: says("\ud800 \x00 \u2028 Rating: [[7]]")) as server:
+        assert judge(folder, server.url, told).rating == 7
+        assert judge(folder, server.url, told).rating == 7
+        assert len(server.got) == 6
+
+
+@needs_data
+def test_all_of_mt_bench_is_judged_with_the_published_reference_answers(tmp_path, told):
+    questions = [Question.of(row) for row in lines("question.jsonl")]
+    write_answers(tmp_path, questions, ["an answer"] * 80, "model")
+    with serving(lambda *_: says("[[5]]")) as server:
+        endpoint = Endpoint(server.url, "gpt-4")
+        (judged,) = judge_answers(tmp_path, endpoint, DATA / "reference_answer_gpt-4.jsonl", told)
+        asked = [content["messages"][1]["content"] for *_, content in server.got]
+    assert (judged.rating, len(judged.ratings), len(judged.by_category)) == (5, 80, 8)
+    published = {line["question_id"]: line["choices"][0]["turns"][0] for line in lines("reference_answer_gpt-4.jsonl")}
+    assert sum("[The Start of Reference Answer]" in each for each in asked) == len(published) == 30
+    for question, text in zip(questions, asked, strict=True):
+        assert published.get(question.question_id, "") in text
 
 
 def test_another_answer_or_another_judge_is_judged_anew(folder, told):

@@ -100,6 +100,8 @@ def test_a_question_of_mathematics_is_not_judged_without_its_reference_answer():
         ("Rating: [[7/10]]", None),
         ("I cannot rate this.", None),
         ("", None),
+        ("[[" + "1" * 100_000, None),
+        ("[" * 100_000, None),
     ],
 )
 def test_the_rating_is_the_first_number_in_brackets(judgment, found):

@@ -116,6 +116,7 @@ def test_a_right_program_passes_and_a_wrong_one_fails_with_its_traceback():
         ("import os\nos.abort()", "crashed"),
         ("def broken(:", "failed"),
         ("x = '\0'", "failed"),
+        ("x = '\ud800'", "failed"),
         ("(" * 100_000, "failed"),
     ],
 )

@@ -171,7 +171,7 @@ def _refused(error: urllib.error.HTTPError) -> EndpointError:
 
 
 def _short(said: object) -> str:
-    """What an endpoint said, in one line and without the key, which some repeat."""
-    text = " ".join(str(said).split())[:200]
-    key = os.environ.get(KEY)
-    return text.replace(key, "***") if key else text
+    """What an endpoint said, in one line that a terminal can show, and without the key, which some repeat."""
+    text, key = str(said), os.environ.get(KEY)
+    text = text.replace(key, "***") if key else text
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text[:1000].split()))[:200]

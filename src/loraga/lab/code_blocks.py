@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 
 _OPENING = re.compile(
-    r"^(?P<indent>[ \t]*)```[ \t]*(?P<language>[^\s`]*)[^\n`]*\n"
+    r"^(?P<indent>[ \t]*)```(?P<info>[^\n`]*)\n"
     r"|(?<=[ :])```(?P<within>\w[^\s`]*)[ \t]*\n",  # behind a sentence, with a language: no end of inline code
     re.MULTILINE,
 )
@@ -42,7 +42,7 @@ def code_blocks(text: str) -> list[Block]:
         code = text[opening.end() : end]
         found.append(
             Block(
-                (opening["language"] or opening["within"] or "").lower(),
+                next(iter((opening["info"] or opening["within"] or "").lower().split()), ""),
                 textwrap.dedent(code) if opening["indent"] else code,
                 None if close < 0 else close + len(FENCE),
             )

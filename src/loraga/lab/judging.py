@@ -179,10 +179,8 @@ def _patiently(endpoint: Endpoint, prompt: JudgePrompt) -> tuple[str | None, End
             judgment = endpoint.ask(prompt.system, prompt.user, MAX_TOKENS)
             if rating(judgment) is not None:
                 return judgment, None
-            said = " ".join(judgment.split())[-200:]
-            failed = EndpointError(
-                f"no rating from 1 to 10 in what the judge said: {said!r}", again=True, answered=True
-            )
+            reason = f"no rating from 1 to 10 in what the judge said: {judgment[-200:].strip()!r}"
+            failed = EndpointError(reason, again=True, answered=True)
         except EndpointError as error:
             failed = error
         if wait is None or not failed.again:
@@ -244,4 +242,4 @@ def _means(questions: Mapping[int, Question], ratings: Mapping[int, float]) -> d
 
 
 def _as_lines(lines: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json.dumps(line) + "\n" for line in lines)

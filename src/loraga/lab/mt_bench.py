@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 BY_REFERENCE = ("math", "reasoning", "coding")  # categories that are judged beside a reference answer
 NO_SCORE, NO_JUDGMENT = -1, "$ERROR$"  # as FastChat marks them
 LOWEST, HIGHEST = 1, 10
-_RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-_RATING_IN_ONE_BRACKET = re.compile(r"\[(\d+\.?\d*)\]")
+_RATING = re.compile(r"\[\[(\d{1,9}(?:\.\d{0,9})?)\]\]")  # of bounded length: what a judge says may be of any
+_RATING_IN_ONE_BRACKET = re.compile(r"\[(\d{1,9}(?:\.\d{0,9})?)\]")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def rating(judgment: str) -> float | None:
 
 def answer_line(question: Question, answer: str, model: str, time: float) -> dict[str, Any]:
     """An answer as a line of model_answer; its id depends on what it says alone."""
-    digest = hashlib.sha256(f"{question.question_id}\n{model}\n{answer}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{question.question_id}\n{model}\n{answer}".encode(errors="surrogatepass")).hexdigest()
     return {
         "question_id": question.question_id,
         "answer_id": digest[:22],
