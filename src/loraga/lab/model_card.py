@@ -81,7 +81,8 @@ def _figures(metrics: Mapping[str, Any]) -> dict[str, str]:
         found["training loss, mean of the last ten logged steps"] = f"{metrics['train_loss']:.4f}"
     held_out = metrics["held_out"]
     if held_out is not None:
-        found[f"loss on {held_out['rows']} held-out rows"] = f"{held_out['loss']:.4f}"
+        if held_out["loss"] is not None:
+            found[f"loss on {held_out['rows']} held-out rows"] = f"{held_out['loss']:.4f}"
         if held_out["accuracy"] is not None:
             found[f"{held_out['metric']} on these (95 % interval)"] = (
                 f"{100 * held_out['accuracy']:.1f} % ({100 * held_out['low']:.1f} to {100 * held_out['high']:.1f})"
