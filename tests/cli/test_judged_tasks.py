@@ -88,6 +88,8 @@ def test_answers_wait_for_a_judge_and_its_rating_comes_into_the_results(place, c
         assert "question 111 has no rating: HTTP 400 (filtered)" in said
         held_out = json.loads(results.read_text())["held_out"]
         assert (held_out["score"], held_out["scores"]) == (4, {"judged": 1})
+        scored = lines(place / "chat" / "evaluation.jsonl")[1:]
+        assert [(row["answer"], row["score"]) for row in scored] == [(rows[0]["answer"], 4), (rows[1]["answer"], None)]
         assert held_out["note"].startswith(
             "1 of 2 answers have no rating (question 111: HTTP 400 (filtered)); the score is"
         )
@@ -98,6 +100,7 @@ def test_answers_wait_for_a_judge_and_its_rating_comes_into_the_results(place, c
     (ratings,) = json.loads(capsys.readouterr().out)["ratings"]
     assert (ratings["rating"], ratings["judged"], ratings["questions"], ratings["unjudged"]) == (6, 2, 2, {})
     assert json.loads(results.read_text())["held_out"]["score"] == 6
+    assert [row["score"] for row in lines(place / "chat" / "evaluation.jsonl")[1:]] == [4, 8]
 
     assert main(["train", "chat.yaml"]) == 0  # it is done; what is shown is the rating
     said = capsys.readouterr().out

@@ -5,17 +5,18 @@ evaluation.jsonl --> mt_bench/question.jsonl, model_answer/ --judge, when there 
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .chat_endpoint import Endpoint
 from .errors import LabError, SettingsError
-from .judging import QUESTIONS, Judged, judge_answers, write_answers
+from .judging import QUESTIONS, Judged, answers_name, judge_answers, write_answers
 from .metrics import METRICS
 from .mt_bench import Question
+from .run_folder import EVALUATION, read_json, read_lines, write_json, write_whole
 from .run_folder import METRICS as RESULTS
-from .run_folder import read_json, read_lines, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ def rated(
         return found
     folder, name = file.parent / FOLDER, recipe.model if saved is None else _name(saved)
     questions = [Question.of(row.prompted.columns) for row in rows]
-    write_answers(folder, questions, [line["answer"] for line in read_lines(file)[1:]], name)
+    answers = write_answers(folder, questions, [line["answer"] for line in read_lines(file)[1:]], name)
     how = HOW.format(folder=folder)
     if recipe.judge_url is None:
         return replace(found, note=f"{len(rows)} answers wait in {folder} for a judge: {how} rates them")
@@ -60,6 +61,7 @@ def rated(
         (judged,) = judge_answers(folder, endpoint, references, progress, only=name)
     except LabError as cause:
         return replace(found, note=f"{len(rows)} answers wait in {folder}, since {cause}; then {how} rates them")
+    _rate_rows(file, answers, judged)
     return replace(found, **_result(judged, how))
 
 
@@ -93,7 +95,17 @@ def _add_to(results: Path, judged: Sequence[Judged], how: str) -> None:
     own = [each for each in judged if each.model == _name(results.parent / "adapter")]
     held_out = metrics.get("held_out")
     if own and held_out and METRICS[held_out["metric"]].judged_by == "another_model":
+        _rate_rows(results.parent / EVALUATION, results.parent / FOLDER / answers_name(own[0].model), own[0])
         write_json(results, {**metrics, "held_out": {**held_out, **_result(own[0], how)}})
+
+
+def _rate_rows(file: Path, answers: Path, judged: Judged) -> None:
+    """Writes each rating beside its row in the evaluation's lines, whose order is that of the answers."""
+    first, *lines = read_lines(file)
+    numbers = [line["question_id"] for line in read_lines(answers)]
+    rows = zip(lines, numbers, strict=True)
+    rated_lines = [{**line, "score": judged.ratings.get(number)} for line, number in rows]
+    write_whole(file, "".join(json.dumps(line) + "\n" for line in [first, *rated_lines]))
 
 
 def _result(judged: Judged, how: str) -> Mapping[str, Any]:

@@ -80,7 +80,7 @@ def write_answers(folder: Path, questions: Sequence[Question], answers: Sequence
     Returns:
         The file of the answers.
     """
-    file = folder / ANSWERS / f"{file_name(model)}.jsonl"
+    file = folder / answers_name(model)
     now = time.time()
     lines = [answer_line(question, answer, model, now) for question, answer in zip(questions, answers, strict=True)]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -110,12 +110,17 @@ def judge_answers(
     """
     endpoint.check()
     questions = _with_references(_questions(folder), references)
-    files = sorted((folder / ANSWERS).glob("*.jsonl" if only is None else f"{file_name(only)}.jsonl"))
+    files = sorted((folder / ANSWERS).glob("*.jsonl")) if only is None else [folder / answers_name(only)]
     if not questions or not files:
         raise SettingsError(
             f"{folder} holds no {QUESTIONS} with {ANSWERS}/*.jsonl; evaluate with metric: mt_bench first"
         )
     return [_judge_model(folder, questions, read_lines(file), endpoint, progress) for file in files]
+
+
+def answers_name(model: str) -> str:
+    """Where a model's answers stand in the folder."""
+    return f"{ANSWERS}/{file_name(model)}.jsonl"
 
 
 def file_name(model: str) -> str:
