@@ -166,7 +166,11 @@ def _done_before(file: Path, settings: Mapping[str, Any], size: int, rows: int) 
     first = {"settings": json.loads(json.dumps(settings))}
     lines = read_lines(file)
     if lines and lines[0] != first:
-        raise SettingsError(f"{file} holds an evaluation of other settings; name another file, or remove it")
+        there, here = lines[0].get("settings", {}), first["settings"]
+        differing = ", ".join(key for key in {**here, **there} if there.get(key) != here.get(key))
+        raise SettingsError(
+            f"{file} holds an evaluation of other settings ({differing}); name another file, or remove it"
+        )
     done = lines[1:]
     done = done if len(done) == rows else done[: len(done) // size * size]
     write_whole(file, "".join(json.dumps(line) + "\n" for line in [first, *done]))

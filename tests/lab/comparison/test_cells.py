@@ -135,6 +135,11 @@ def test_auto_is_not_among_the_rates_that_are_searched(tmp_path):
     assert sum(cell.learning_rate is None for cell in made.cells) == 1
 
 
+def test_a_method_for_which_no_rate_is_suggested_has_no_auto_cell(tmp_path):
+    text = "methods: [lora, adalora]\nlearning_rates: [0.002]\nauto: true\nmax_steps: 100"
+    assert [cell.learning_rate for cell in plan(tmp_path, text).cells] == [0.002, None, 0.002]
+
+
 def test_the_cells_of_the_grid_keep_their_numbers_when_others_follow(tmp_path):
     text = GRID + "search: true\nseeds: [0, 1]"
     before = names(plan(tmp_path, text))

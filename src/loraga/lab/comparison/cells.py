@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
+from ..methods import METHODS
 from ..run_folder import folder_of
 from .results import Best
 
@@ -118,7 +119,7 @@ def _of_variant(
 
     rates = sorted(variant.learning_rates)
     grid = [at(rate, seed) for rate in rates for seed in searching]
-    if comparison.grid.auto:
+    if comparison.grid.auto and not METHODS[variant.method].no_auto:
         grid += [at(None, seed) for seed in searching]
     later: list[Cell] = []
     while True:
