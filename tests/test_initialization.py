@@ -267,6 +267,14 @@ def test_an_output_head_is_started_if_the_adapter_targets_it():
     assert set(report.layers) == {"lm_head", *(f"model.layers.{i}.self_attn.q_proj" for i in range(2))}
 
 
+def test_an_offset_is_not_folded_into_a_head_whose_weight_peft_would_save():
+    model = fresh(target_modules=["q_proj", "lm_head"])
+    before = models.logits(model, models.batches("Llama")[0])
+    with pytest.raises(OffsetError, match="layer lm_head: PEFT saves the base weight of a head that it adapts"):
+        loraga.initialize(model, models.batches("Llama"), offset="weights", **QUIET)
+    assert torch.equal(models.logits(model, models.batches("Llama")[0]), before)
+
+
 def test_few_directions_are_a_warning_that_names_the_layer():
     batch = models.batches("Llama", 1)[0]
     labels = torch.full_like(batch["labels"], -100)

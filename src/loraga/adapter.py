@@ -291,14 +291,14 @@ class OffsetModel(PeftModel):
         return cast("Any", self.base_model).unload(*args, **kwargs)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, *args: Any, **kwargs: Any) -> None:
-        """Merges adapters into the base weights, whose copies wait on the CPU for `unmerge_adapter`."""
+        """Merges adapters into the base weights, which `unmerge_adapter` gives back: 4-bit ones wait where they are."""
         self._require_whole_merge(adapter_names)
         self._loraga_unmerged.keep(module for module in self.modules() if isinstance(module, LoraLayer))
         cast("Any", self.base_model).merge_adapter(adapter_names, *args, **kwargs)
         self._loraga_unmerged.forget_unmerged()
 
     def unmerge_adapter(self) -> None:
-        """Gives the base weights back, bit for bit but for quantised ones, which PEFT rounds anew."""
+        """Gives the base weights back, bit for bit but for 8-bit ones, which PEFT rounds anew."""
         cast("Any", self.base_model).unmerge_adapter()
         self._loraga_unmerged.give_back()
 

@@ -1,11 +1,13 @@
 """Base weights set aside while adapters are merged into them, so that unmerging gives them back bit for bit.
 
 PEFT subtracts what it has added, and (W + D) - D is not W. TRL merges and unmerges before each generation with vLLM, so
-that the reference policy, the base, would drift.
+that the reference policy, the base, would drift. A bitsandbytes 4-bit weight PEFT replaces by another one in each merge
+and each unmerge, rounded anew; there the original itself waits, packed as it is.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,40 +16,47 @@ from torch import Tensor, nn
 from .layers import base_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from peft.tuners.lora import LoraLayer
 
 PARAMETERS = ("weight", "bias")
+FOUR_BIT = "Params4bit"  # bitsandbytes'
 
 
 class SetAside:
-    """Copies of base parameters on the CPU, by their layers."""
+    """How the base parameters of layers come back, by their layers: copies on the CPU, or 4-bit originals."""
 
     def __init__(self) -> None:
-        self._copies: list[tuple[LoraLayer, Tensor, Tensor]] = []
+        self._returns: list[tuple[LoraLayer, Callable[[], object]]] = []
 
     def keep(self, layers: Iterable[LoraLayer]) -> None:
-        """Copies the parameters of layers that nothing is merged into; quantised and offloaded ones are left out.
+        """Keeps the parameters of layers that nothing is merged into; offloaded and 8-bit ones are left out.
 
         Args:
             layers: PEFT's layers.
         """
         for layer in layers:
             base = base_layer(layer)
-            values: list[Any] = [] if layer.merged else [getattr(base, name, None) for name in PARAMETERS]
-            for value in values:
-                if type(value) is nn.Parameter and value.is_floating_point() and not value.is_meta:
-                    self._copies.append((layer, value, value.detach().cpu().clone()))
+            values: dict[str, Any] = {} if layer.merged else {name: getattr(base, name, None) for name in PARAMETERS}
+            for name, value in values.items():
+                if type(value).__name__ == FOUR_BIT:
+                    self._returns.append((layer, partial(setattr, base, name, value)))
+                elif type(value) is nn.Parameter and value.is_floating_point() and not value.is_meta:
+                    self._returns.append((layer, partial(_write_back, value, value.detach().cpu().clone())))
 
     def give_back(self) -> None:
-        """Writes the copies into the layers that nothing is merged into any more."""
-        with torch.no_grad():
-            for layer, value, copy in self._copies:
-                if not layer.merged:
-                    value.copy_(copy)
+        """Gives the layers that nothing is merged into any more what was kept of them."""
+        for layer, give_back in self._returns:
+            if not layer.merged:
+                give_back()
         self.forget_unmerged()
 
     def forget_unmerged(self) -> None:
-        """Forgets the copies of layers that nothing is merged into."""
-        self._copies = [kept for kept in self._copies if kept[0].merged]
+        """Forgets what was kept of layers that nothing is merged into."""
+        self._returns = [kept for kept in self._returns if kept[0].merged]
+
+
+def _write_back(value: Tensor, copy: Tensor) -> None:
+    with torch.no_grad():
+        value.copy_(copy)

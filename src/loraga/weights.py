@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import EMBEDDING_LAYER_NAMES
 
 from .errors import OffsetError
 from .layers import base_layer
@@ -63,7 +64,7 @@ def require_foldable(
         allow_rounding: accept a half-precision weight, which keeps only part of the offset.
 
     Raises:
-        OffsetError: for a quantised, sharded or tied weight, for lora_dropout, or for a half-precision weight.
+        OffsetError: for a quantised, sharded, tied or half-precision weight, for a head, or for lora_dropout.
     """
     if len(model.peft_config) > 1:
         others = ", ".join(str(name) for name in model.peft_config if name != adapter_name)
@@ -82,6 +83,11 @@ def require_foldable(
             raise OffsetError(f"layer {name}: {kind} is in use; offset='weights' knows plain LoRA only")
         if name in tied:
             raise OffsetError(f"layer {name}: its weight is tied to another layer's; use offset='adapter'")
+        if name.rpartition(".")[2] in EMBEDDING_LAYER_NAMES:
+            raise OffsetError(
+                f"layer {name}: PEFT saves the base weight of a head that it adapts, and with offset='weights' that is "
+                "the changed one; use offset='adapter', or leave the head out of target_modules"
+            )
         if getattr(layer.lora_dropout[adapter_name], "p", 0.0) > 0:
             raise OffsetError(
                 f"layer {name}: with lora_dropout > 0 an offset in the weights changes the function in train mode; "

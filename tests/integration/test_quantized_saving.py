@@ -12,7 +12,7 @@ from loraga.layers import lora_layers
 from loraga.offset import offset_of, trained_factors
 from tests.integration.common import eval_logits, train_logits
 from tests.models import batches, relative_difference, train
-from tests.quantised import base_bytes, float_model, with_lora
+from tests.quantised import KINDS, RUNNING, base_bytes, float_model, with_lora
 
 
 def trained(base, offset="adapter"):
@@ -96,6 +96,21 @@ def test_merging_takes_the_offset_along_or_is_refused(kind, quantised, tmp_path)
         each.merge_adapter()
     assert relative_difference(train_logits(model), train_logits(quantised())) > 1e-3
     assert relative_difference(train_logits(model), train_logits(plain)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:(Merge|Unmerge) lora module to .* may get different generations:UserWarning")
+@pytest.mark.parametrize("name", [name for name in RUNNING if name.startswith(("NF4", "FP4"))])
+def test_unmerging_gives_a_4_bit_base_back_bit_for_bit(name, directory):
+    model = trained(KINDS[name].make(directory))
+    before, logits = base_bytes(model), train_logits(model)
+    for _ in range(2):
+        model.merge_adapter()
+        assert base_bytes(model) != before
+        model.unmerge_adapter()
+        assert base_bytes(model) == before
+    assert torch.equal(train_logits(model), logits)
+    train(model, batches("Llama"), 1)  # a gradient passes through it as before
+    assert relative_difference(train_logits(model), logits) > 1e-4
 
 
 def test_a_merged_model_is_not_written(quantised, tmp_path):
