@@ -28,6 +28,11 @@ def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
     parser.add_argument("--address", help="of a running Ray cluster; auto finds this machine's, without it one starts")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of a cell, for Ray (default: 0)")
     parser.add_argument("--threads", type=_positive, help="threads of a cell (default: the cores, divided)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, say what it takes, and run nothing; no weights are read",
+    )
     parser.add_argument("--list-cells", action="store_true", help="list the cells, with their numbers, and run nothing")
     parser.add_argument(
         "--cell", type=int, metavar="N", help="run the cell of that number alone, as a Slurm array does"
@@ -48,6 +53,8 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
 
     comparison = load_comparison(Path(options.comparison), words)
     shown_on = console(options)
+    if options.dry_run:
+        return _dry_run(comparison, shown_on, options.json)
     if options.list_cells:
         return _list(comparison, shown_on, options.json)
     if options.cell is not None:
@@ -58,6 +65,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from loraga.lab.progress import WorkProgress
 
     command = shlex.join(["loraga", *sys.argv[1:]])
+    _show_what_it_takes(comparison, shown_on)
     with WorkProgress(shown_on) as progress:
         results = compare(comparison, _workers(options), command, shown_on, progress)
     if options.json:
@@ -78,6 +86,31 @@ def _workers(options: argparse.Namespace) -> Workers:
     from loraga.lab.comparison.workers import LocalWorkers
 
     return LocalWorkers(options.workers, options.threads)
+
+
+def _dry_run(comparison: Comparison, shown_on: Console, as_json: bool) -> int:
+    """Checks a comparison and says what it takes."""
+    from loraga.lab.comparison.compare import plan_of
+    from loraga.lab.comparison.dry_run import dry_run
+    from loraga.lab.comparison.dry_run_text import show_dry_run
+
+    found = dry_run(comparison, plan_of(comparison), shown_on)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        show_dry_run(found, shown_on)
+    return DONE
+
+
+def _show_what_it_takes(comparison: Comparison, shown_on: Console) -> None:
+    """Checks a comparison that is about to be carried out, and says what is left of it, if anything is."""
+    from loraga.lab.comparison.compare import plan_of
+    from loraga.lab.comparison.dry_run import dry_run, is_over
+    from loraga.lab.comparison.dry_run_text import show_dry_run
+
+    plan = plan_of(comparison)
+    if not all(map(is_over, plan.cells)):
+        show_dry_run(dry_run(comparison, plan, shown_on), shown_on)
 
 
 def _list(comparison: Comparison, shown_on: Console, as_json: bool) -> int:

@@ -49,9 +49,13 @@ class BaseModel:
     @cached_property
     def is_encoder_decoder(self) -> bool:
         """Whether it reads the prompt with an encoder, as T5 does; known without its weights."""
+        return bool(getattr(self.load_config(), "is_encoder_decoder", False))
+
+    def load_config(self) -> Any:
+        """Its configuration, which holds its shapes."""
         from transformers import AutoConfig
 
-        return bool(getattr(self._load(AutoConfig, "configuration"), "is_encoder_decoder", False))
+        return self._load(AutoConfig, "configuration")
 
     def load_tokenizer(self) -> Any:
         """Its tokenizer."""

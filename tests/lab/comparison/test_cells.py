@@ -180,7 +180,7 @@ def test_no_rate_above_one_is_tried():
 def test_a_learning_rate_is_never_chosen_on_the_test_rows(tmp_path, text):
     comparison = load(tmp_path, f"methods: [full, lora]\n{text}", "validation_rows=null")
     with pytest.raises(
-        RecipeError, match="validation_rows is missing, .*full fine-tuning.*never chosen on the test rows"
+        RecipeError, match=r"validation_rows is missing, .*full fine-tuning.*never chosen on the test rows"
     ):
         planned(comparison, lambda name: None, lambda name: False)
 

@@ -200,16 +200,14 @@ def _require_rows_to_choose_on(grid: Grid, cells: tuple[Cell, ...]) -> None:
         if len(rates[cell.variant.title, cell.rank]) == 1 and not grid.search:
             continue
         if cell.recipe.validation_rows is None:
-            raise RecipeError(
-                [
-                    f"validation_rows is missing, by which {cell.variant.title} would get its learning rate: one is never "
-                    "chosen on the test rows; say how many rows of data to set aside, or give one learning rate"
-                ]
+            problem = (
+                f"validation_rows is missing, by which {cell.variant.title} would get its learning rate: one is never "
+                "chosen on the test rows; say how many rows of data to set aside, or give one learning rate"
             )
+            raise RecipeError([problem])
         if grid.choose_by == "score" and not cell.recipe.validation_metric:
-            raise RecipeError(
-                [
-                    "choose_by: score needs validation_metric: true, so that answers to the validation rows are judged; "
-                    "write it, or choose_by: loss"
-                ]
+            problem = (
+                "choose_by: score needs validation_metric: true, so that answers to the validation rows are judged; "
+                "write it, or choose_by: loss"
             )
+            raise RecipeError([problem])
