@@ -102,8 +102,8 @@ def _facts_of(folder: RunFolder) -> dict[str, Any]:
         "steps": metrics["steps"],
         "tokens": metrics["tokens"],
         "train_loss": metrics["train_loss"],
-        "validation": _measured(metrics["validation"], folder / VALIDATION),
-        "test": _measured(metrics["held_out"], folder / EVALUATION),
+        "validation": read_measured(metrics["validation"], folder / VALIDATION),
+        "test": read_measured(metrics["held_out"], folder / EVALUATION),
         "seconds": {
             "start": metrics["seconds_start"],
             "training": metrics["seconds_training"],
@@ -113,18 +113,30 @@ def _facts_of(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _measured(evaluation: Mapping[str, Any] | None, file: Path) -> Measured | None:
+def read_measured(evaluation: Mapping[str, Any] | None, file: Path) -> Measured | None:
+    """What an evaluation found, with the figures of its rows.
+
+    Args:
+        evaluation: as metrics.json has it; None if nothing was evaluated.
+        file: its lines.
+
+    Returns:
+        The same as data. Rows without a target have no losses; if one has no score, since a judge has not rated it,
+        there are no scores row by row, because those of two runs would not be of the same rows.
+    """
     if evaluation is None:
         return None
     lines = read_lines(file)[1:]
+    scores = [round(line["score"], DIGITS) for line in lines if line.get("score") is not None]
+    with_target = [line for line in lines if line["terms"]]
     return Measured(
         rows=evaluation["rows"],
         loss=evaluation["loss"],
         score=evaluation["score"],
         scores=evaluation["scores"],
-        items=tuple(round(line["score"], DIGITS) for line in lines if line.get("score") is not None),
-        losses=tuple(round(line["loss"], DIGITS) for line in lines),
-        terms=tuple(line["terms"] for line in lines),
+        items=tuple(scores) if len(scores) == len(lines) else (),
+        losses=tuple(round(line["loss"], DIGITS) for line in with_target),
+        terms=tuple(line["terms"] for line in with_target),
     )
 
 

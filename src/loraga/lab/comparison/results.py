@@ -38,17 +38,17 @@ class Measured:
 
     Attributes:
         rows: how many.
-        loss: mean over all target tokens, in nats.
+        loss: mean over all target tokens, in nats; None where rows have no targets, but answers that a judge rates.
         score: the headline figure of the metric; None where nothing was judged.
         scores: further figures by name.
         items: each row's score, in the order of the rows: two runs of one seed have the same rows. Empty where nothing
             was judged.
-        losses: each row's mean loss, in the same order.
+        losses: each row's mean loss, in the same order; empty where rows have no targets.
         terms: each row's number of target tokens.
     """
 
     rows: int
-    loss: float
+    loss: float | None
     score: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
     items: tuple[float, ...] = ()
