@@ -9,6 +9,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import transformers
 from packaging.version import Version
 from peft import PeftModel
 from transformers import TrainerCallback
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .report import Report
 
 TESTED_TRL = ("1.0", "1.17")  # from, and below
+RESUMES_ALL_ADAPTERS = "5.23"  # the first version of transformers whose Trainer does
 SHARDING = ("FullyShardedDataParallel", "DeepSpeedEngine")  # wrappers that keep copies of the factors elsewhere
 KEYWORDS = tuple(inspect.signature(initialize).parameters)[2:]
 
@@ -80,6 +82,7 @@ def initialize_trainer(trainer: Trainer, batches: int | None = 8, **keywords: An
         )
     model = _adapted_model(trainer, keywords.get("adapter_name"))
     _require_whole(trainer, model)
+    _warn_of_lost_adapters(model)
     if trainer.model_wrapped is model:
         return _start(kind, model, batches, keywords)
     carry(model)  # so that a checkpoint with a start can be resumed from
@@ -132,6 +135,18 @@ def _warn_of_untested_trl(trainer: Any) -> None:
         warnings.warn(
             f"trl {version} has not been tested, only {lowest} up to below {above}: look at the report, and that the "
             "loss of the first step is what it is without this line",
+            stacklevel=3,
+        )
+
+
+def _warn_of_lost_adapters(model: PeftModel) -> None:
+    others = [str(name) for name in model.peft_config if name != "default"]
+    version = str(transformers.__version__)
+    if "default" in model.peft_config and others and Version(version) < Version(RESUMES_ALL_ADAPTERS):
+        warnings.warn(
+            f"transformers {version} resumes a run with several adapters by loading {', '.join(others)} alone: "
+            f"'default' would go on untrained. Use transformers {RESUMES_ALL_ADAPTERS} or newer, or give TRL the base model with "
+            "peft_config= instead of a PeftModel, which makes one adapter only",
             stacklevel=3,
         )
 

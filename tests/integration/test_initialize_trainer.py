@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
+from trl import KTOTrainer
 
 import loraga
 from loraga.gradient import factor_matrix
 from loraga.layers import lora_layers
+from loraga.trainer import RESUMES_ALL_ADAPTERS
 from tests.integration.common import adapter_state, assert_moved, assert_same, eval_logits, train_logits
 from tests.integration.trainers import TRAINERS
 from tests.models import relative_difference
@@ -242,12 +247,16 @@ def requiring_gradients(weights):
 
 
 def test_the_start_is_that_of_the_gradient_by_autograd_of_the_trainers_own_loss(kind, tmp_path):
+    if kind.trainer is KTOTrainer and not hasattr(KTOTrainer, "compute_ref_log_probs"):
+        pytest.skip("batches of TRL 1.0's KTOTrainer hold the judgement in a list, which is not recorded")
     reference, total = reference_gradients(kind, tmp_path, 2)
     expected, model = kind.peft_model(lora_dropout=0.0), kind.peft_model(lora_dropout=0.0)
     gradients = {name: factor_matrix(matrix, total) for name, matrix in reference.items()}
     loraga.initialize(expected, gradients=gradients, check=False)
     report = start(kind.make(tmp_path, model), 2, estimator="exact")
-    assert report.loss_terms == pytest.approx(total)
+    # older Trainers divide by the first label too, where it is not masked; that scales the gradient
+    if "_loss_shifts_labels" in inspect.getsource(Trainer._get_num_items_in_batch):
+        assert report.loss_terms == pytest.approx(total)
     for name, layer in lora_layers(model, "default").items():
         other = lora_layers(expected, "default")[name]
         operators = [
@@ -297,6 +306,8 @@ def test_every_checkpoint_loads_by_plain_peft_to_the_logits_of_its_step(kind, ru
 
 @pytest.mark.parametrize("batches", [3, 2], ids=["the same start", "another start"])
 def test_resuming_gives_the_uninterrupted_runs_adapter_bit_for_bit(kind, run, tmp_path, caplog, batches):
+    if kind.has_reference and Version(transformers.__version__) < Version(RESUMES_ALL_ADAPTERS):
+        pytest.skip("this Trainer resumes with the reference alone, of which initialize_trainer warns")
     output, diary, _, _ = run
     model = kind.peft_model()
     trainer = kind.make(tmp_path, model)

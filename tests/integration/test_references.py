@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from trl.generation.vllm_generation import VLLMGeneration
 
 import loraga
+from tests.integration import trainers
 from tests.integration.common import adapter_state, assert_moved, assert_same, eval_logits
 from tests.integration.trainers import TRAINERS
 from tests.models import batches, relative_difference, train, with_lora
@@ -45,7 +46,9 @@ def after_sft_on_the_same_adapter(kind, output, **settings):
     loraga.initialize(model, batches("Llama"), progress=False)
     train(model, batches("Llama"), 3)
     frozen = copy.deepcopy(model)
-    return kind.make(output, model, **settings), frozen
+    trainer = kind.make(output, model, **settings)
+    # without an adapter "ref", as TRL 1.0's KTOTrainer is, the reference is the base
+    return trainer, frozen if "ref" in trainer.model.peft_config else kind.base()
 
 
 def after_sft_merged_into_the_base(kind, output, **settings):
@@ -90,7 +93,7 @@ def reference_log_probabilities(trainer, inputs):
             with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
                 found = [policy_log_probabilities(trainer, model, inputs)]
         else:
-            found = [each for each in trainer.compute_ref_log_probs(model, inputs) if each is not None]
+            found = [each for each in trainers.reference_log_probabilities(trainer, model, inputs) if each is not None]
     for module, training in modes:
         module.training = training
     return found
@@ -112,7 +115,7 @@ def frozen_log_probabilities(kind, frozen, output, inputs):
     with torch.no_grad():
         if "completion_ids" in inputs:
             return [policy_log_probabilities(trainer, model, inputs)]
-        return [each for each in trainer.compute_ref_log_probs(model, inputs) if each is not None]
+        return [each for each in trainers.reference_log_probabilities(trainer, model, inputs) if each is not None]
 
 
 def first_inputs(trainer):
@@ -158,6 +161,10 @@ class Client:
         self.weights = {name: tensor.clone() for name, tensor in parameters}
         assert [name for name, *_ in metadata] == list(self.weights)
 
+    def update_named_param(self, name, tensor):
+        """TRL 1.0 sends one after the other."""
+        self.weights[name] = tensor.clone()
+
     def reset_prefix_cache(self):
         """Nothing is cached."""
 
@@ -166,7 +173,8 @@ def syncing(trainer):
     """TRL's own object, without the server that its constructor waits for."""
     generation = object.__new__(VLLMGeneration)
     generation.model, generation.accelerator, generation.mode = trainer.model, trainer.accelerator, "server"
-    generation._dist = trainer._dist
+    generation._dist = getattr(trainer, "_dist", None)
+    generation.is_fsdp_enabled = False  # what TRL 1.0 asks instead
     generation._weight_metadata = None
     generation.vllm_client = Client()
     return generation

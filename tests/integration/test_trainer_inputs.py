@@ -300,6 +300,13 @@ def test_checkpointing_that_training_will_use_is_used_here_and_changes_nothing(k
     assert calls[1] == calls[0] + 2  # each batch's block is run again in backward
 
 
+def test_a_run_that_an_older_trainer_would_resume_without_its_policy_is_warned_of(monkeypatch, tmp_path):
+    monkeypatch.setattr("loraga.trainer.RESUMES_ALL_ADAPTERS", "99")
+    with pytest.warns(UserWarning, match="by loading ref alone: 'default' would go on untrained"):
+        start(DPO.make(tmp_path, DPO.peft_model()))
+    assert start(DPO.make(tmp_path, DPO.base(), peft_config=DPO.peft_config())) is not None  # warns of nothing
+
+
 # ---- at the start of training
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from trl.trainer.utils import use_adapter
+from trl.trainer.utils import selective_log_softmax, use_adapter
 
 from tests.integration.common import (
     adapter_state,
@@ -18,7 +20,7 @@ from tests.integration.common import (
     started,
     train_logits,
 )
-from tests.integration.trainers import text
+from tests.integration.trainers import CHECKPOINTING, reference_log_probabilities, text
 from tests.models import batches, relative_difference, train
 
 
@@ -30,13 +32,12 @@ def settings(kind, output, **extra):
         learning_rate=1e-2,
         use_cpu=True,
         bf16=False,
-        activation_checkpointing=True,  # TRL's default, by the name that transformers now uses
-        activation_checkpointing_kwargs={"use_reentrant": False},
         report_to=[],
         disable_tqdm=True,
         logging_strategy="no",
         save_strategy="no",
         dataloader_pin_memory=False,
+        **CHECKPOINTING,
         **extra,
     )
 
@@ -90,12 +91,14 @@ def test_dpo_trains_the_policy_against_an_unmoved_reference(tokenizer, tmp_path,
     assert set(model.peft_config) == {"default", "ref"}
     inputs = next(iter(trainer.get_train_dataloader()))
     policy = log_probabilities(trainer, inputs, "default")
-    reference = trainer.compute_ref_log_probs(model, inputs)
+    reference = reference_log_probabilities(trainer, model, inputs)
     assert all(torch.equal(*pair) for pair in zip(reference, policy, strict=True))
     start = adapter_state(model)
     trainer.train()
     model.eval()
-    assert all(torch.equal(*p) for p in zip(trainer.compute_ref_log_probs(model, inputs), reference, strict=True))
+    assert all(
+        torch.equal(*p) for p in zip(reference_log_probabilities(trainer, model, inputs), reference, strict=True)
+    )
     moved = log_probabilities(trainer, inputs, "default")
     assert not any(torch.equal(*pair) for pair in zip(moved, policy, strict=True))
     assert_moved(start, adapter_state(model))
@@ -113,6 +116,11 @@ def log_probabilities(trainer, inputs, adapter_name):
     labels = ids.masked_fill(mask == 0, -100)
     extra = {key: value for key, value in inputs.items() if key not in ("input_ids", "completion_mask")}
     assert model.active_adapter == adapter_name
+    if "model" not in inspect.signature(trainer.compute_ref_log_probs).parameters:  # TRL 1.0, from whole logits
+        with torch.no_grad():
+            outputs = model(input_ids=ids, attention_mask=extra["attention_mask"], use_cache=False)
+        of_tokens = selective_log_softmax(outputs.logits[:, :-1].contiguous(), ids[:, 1:].contiguous())
+        return of_tokens.masked_fill(mask[:, 1:] == 0, 0.0).sum(dim=1).chunk(2, dim=0)
     with torch.no_grad():
         outputs = model(
             input_ids=ids, attention_mask=extra["attention_mask"], use_cache=False, labels=labels, fused_lm_head=True

@@ -6,6 +6,7 @@ An entry of `TRAINERS` is run by every test of a trainer's promises (test_initia
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -116,6 +117,14 @@ def arguments(output: Any, **settings: Any) -> dict[str, Any]:
         "dataloader_pin_memory": False,
     }
     return {"output_dir": str(output), **defaults, **settings}
+
+
+def reference_log_probabilities(trainer: Any, model: Any, inputs: Any) -> tuple[Tensor, ...]:
+    """What DPO's and KTO's trainers compute of their reference, by the names that versions of TRL have for it."""
+    name = "compute_ref_log_probs" if hasattr(trainer, "compute_ref_log_probs") else "compute_reference_log_probs"
+    method = getattr(trainer, name)
+    takes_model = "model" in inspect.signature(method).parameters
+    return method(model, inputs) if takes_model else method(inputs)
 
 
 @cache
