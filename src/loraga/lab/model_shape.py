@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ from .base_model import BaseModel
 from .errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .recipe import Recipe
+
+Targets = str | tuple[str, ...]  # of a recipe's target_modules
 
 # Published models, so that recipes for them can be checked where they are not: the arguments of transformers'
 # configuration that decide the shapes.
@@ -142,19 +143,23 @@ def shape_of(recipe: Recipe) -> ModelShape | None:
         DataError: if the model is at hand and its configuration cannot be read.
         SettingsError: if no layer is one that target_modules names.
     """
+    targets = recipe.target_modules if isinstance(recipe.target_modules, str) else tuple(recipe.target_modules)
     base = at_hand(recipe)
     if base is not None:
-        return _measured(base.load_config(), recipe, f"the configuration of {recipe.model}")
-    if recipe.model not in PUBLISHED:
-        return None
+        return _measured(base.load_config(), targets, f"the configuration of {recipe.model}", recipe.trust_remote_code)
+    return _of_published(recipe.model, targets) if recipe.model in PUBLISHED else None
+
+
+@cache
+def _of_published(name: str, targets: Targets) -> ModelShape:
     from transformers import AutoConfig
 
-    kind, arguments = PUBLISHED[recipe.model]
-    return _measured(AutoConfig.for_model(kind, **arguments), recipe, f"the published shapes of {recipe.model}")
+    kind, arguments = PUBLISHED[name]
+    return _measured(AutoConfig.for_model(kind, **arguments), targets, f"the published shapes of {name}", False)
 
 
-def _measured(config: Any, recipe: Recipe, source: str) -> ModelShape:
-    model = _without_weights(config, recipe)
+def _measured(config: Any, targets: Targets, source: str, trust_remote_code: bool) -> ModelShape:
+    model = _without_weights(config, trust_remote_code)
     heads = [each for each in (model.get_output_embeddings(),) if each is not None]
     head = sum(parameter.numel() for each in heads for parameter in each.parameters())
     tables = {id(table): table.numel() for table in model.get_input_embeddings().parameters()}
@@ -175,14 +180,14 @@ def _measured(config: Any, recipe: Recipe, source: str) -> ModelShape:
         body=multiplied(model) - encoder,
         head=head,
         vocabulary=int(model.get_output_embeddings().weight.shape[0]) if heads else 0,
-        linear=_adapted(model, recipe.target_modules),
+        linear=_adapted(model, targets),
         is_encoder_decoder=is_pair,
         saved=sum(each.out_features + each.in_features for each in layers.values()),
         cache=sum(each.out_features for name, each in layers.items() if _is_cached(name)),
     )
 
 
-def _without_weights(config: Any, recipe: Recipe) -> Any:
+def _without_weights(config: Any, trust_remote_code: bool) -> Any:
     """The model on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -190,7 +195,7 @@ def _without_weights(config: Any, recipe: Recipe) -> Any:
     is_pair = bool(getattr(config, "is_encoder_decoder", False))
     with torch.device("meta"):
         model = (AutoModelForSeq2SeqLM if is_pair else AutoModelForCausalLM).from_config(
-            config, trust_remote_code=recipe.trust_remote_code
+            config, trust_remote_code=trust_remote_code
         )
     model.tie_weights()
     return model
@@ -207,7 +212,7 @@ def _is_cached(name: str) -> bool:
     return name.rpartition(".")[2] in ("k_proj", "v_proj", "k", "v") and not name.startswith("encoder.")
 
 
-def _adapted(model: Any, target_modules: str | Sequence[str]) -> tuple[tuple[int, int], ...]:
+def _adapted(model: Any, targets: Targets) -> tuple[tuple[int, int], ...]:
     """(d_out, d_in) of the layers that PEFT puts an adapter on."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -216,7 +221,8 @@ def _adapted(model: Any, target_modules: str | Sequence[str]) -> tuple[tuple[int
 
     try:
         with torch.device("meta"):
-            adapted = get_peft_model(model, LoraConfig(r=1, target_modules=target_modules))
+            names = targets if isinstance(targets, str) else list(targets)
+            adapted = get_peft_model(model, LoraConfig(r=1, target_modules=names))
     except ValueError as cause:
         raise SettingsError(
             f"no adapter can be put on the model; look at target_modules ({' '.join(str(cause).split())})"
