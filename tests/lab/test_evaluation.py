@@ -346,7 +346,7 @@ def test_rows_of_other_settings_are_refused_and_stay(causal, recipe, tmp_path):
     measured(causal, examples, recipe(), file)
     before = file.read_bytes()
 
-    with pytest.raises(SettingsError, match=r"rows\.jsonl holds an evaluation of other settings \(\w+\); name another file"):
+    with pytest.raises(SettingsError, match=r"rows\.jsonl holds an evaluation of other settings \(\w+\); name"):
         measured(causal, examples, recipe(), file, settings={"of": "another test"})
 
     assert file.read_bytes() == before

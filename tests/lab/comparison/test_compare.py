@@ -5,73 +5,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from loraga.cli import main
 from loraga.lab.comparison.cell_run import outcome_of
-from loraga.lab.comparison.compare import compare, plan_of
+from loraga.lab.comparison.compare import plan_of
 from loraga.lab.comparison.comparison import load_comparison
 from loraga.lab.comparison.results import read_results
 from loraga.lab.comparison.workers import LocalWorkers
 from loraga.lab.errors import SettingsError
-from loraga.lab.progress import WorkProgress
-from tests.lab.conftest import ROWS, saved, tiny_model
-
-RECIPE = """
-methods: [lora, {method: lora_ga, gamma: 64}]
-learning_rates: [0.002, 0.02]
-seeds: [0, 1]
-auto: true
-title: two methods
-model: base
-data: rows.jsonl
-held_out: test.jsonl
-prompt: prompt
-target: target
-template: none
-rank: 2
-ranks: [2]
-gradient_batches: 2
-validation_rows: 4
-metric: exact_match
-max_new_tokens: 4
-max_steps: 6
-save_steps: 2
-per_device_train_batch_size: 4
-"""
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with a tiny model, rows and a comparison, in which the test runs."""
-    monkeypatch.chdir(tmp_path)
-    saved(tiny_model(), tmp_path / "base")
-    for name, rows in (("rows", ROWS[:18]), ("test", ROWS[18:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "two.yaml").write_text(RECIPE.replace("rank: 2\n", ""))
-    return tmp_path
-
-
-def carried_out(*words, workers=2):
-    console = Console(file=StringIO(), width=120)
-    with WorkProgress(console) as progress:
-        results = compare(
-            load_comparison(Path("two.yaml"), words), LocalWorkers(workers, 1), "typed", console, progress
-        )
-    return results, console.file.getvalue()
-
-
-def without_times(file):
-    """The content of a results.json, but for what is measured by a clock or a process's memory."""
-    content = json.loads(Path(file).read_text())
-    for run in content["runs"]:
-        run["seconds"], run["peak_memory"] = None, None
-    return content
+from tests.lab.comparison.running import carried_out, running_in, steps, wait_until, without_times
 
 
 def test_every_cell_is_run_once_and_all_of_it_is_in_the_results(place):
@@ -128,29 +73,6 @@ def test_a_comparison_that_was_stopped_and_killed_goes_on_to_the_same_results(pl
 
 def planned_cells(*words):
     return plan_of(load_comparison(Path("two.yaml"), words)).cells
-
-
-def steps(log):
-    return sum(line.endswith("}") for line in log.read_text().splitlines())
-
-
-def wait_until(holds, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to that"
-        time.sleep(0.05)
-
-
-def running_in(folder):
-    """Processes that hold the lock of a cell in a folder."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            open_files = [str(each.readlink()) for each in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        found += [process.name for each in open_files if each.startswith(str(folder)) and each.endswith(".lock")]
-    return found
 
 
 def test_a_cell_that_fails_leaves_the_others_alone_and_it_alone_is_tried_again(place):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from io import StringIO
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from loraga.lab.comparison.comparison import load_comparison
 from loraga.lab.comparison.ray_workers import RayWorkers
 from loraga.lab.errors import LabError, SettingsError
 from loraga.lab.progress import WorkProgress
-from tests.lab.comparison.test_compare import carried_out, place, running_in, without_times  # noqa: F401
+from tests.lab.comparison.running import carried_out, running_in, without_times
 
-ROOT = Path(__file__).parents[3]
 WORDS = ("methods=[lora, lora_ga]", "learning_rates=[0.002]", "auto=false", "seeds=[0]", "max_steps=40", "save_steps=5")
 
 
@@ -55,8 +53,6 @@ def test_cells_that_ask_for_more_than_the_cluster_has_are_refused():
         RayWorkers(None, 1, 1)
 
 
-def test_a_cluster_that_is_not_there_is_named():
-    began = time.monotonic()
-    with pytest.raises(LabError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+def test_a_cluster_that_is_not_there_is_named_at_once():
+    with pytest.raises(LabError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 \(Connection refused\)"):
         RayWorkers("127.0.0.1:1", 1, 0)
-    assert time.monotonic() - began < 120

@@ -7,6 +7,7 @@ is lost is begun again by Ray, and the cell goes on from its newest checkpoint.
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .cells import Cell
 
 RETRIES = 5  # of a task whose worker was lost
+SECONDS_TO_ANSWER = 5.0
 
 
 class RayWorkers:
@@ -35,8 +37,9 @@ class RayWorkers:
 
     def __init__(self, address: str | None, cpus: int, gpus: float) -> None:
         self._ray = _ray()
+        _require_somebody(address)
         try:
-            self._ray.init(address=address, log_to_driver=False, configure_logging=False)
+            self._ray.init(address=address or "local", log_to_driver=False, configure_logging=False)
         except Exception as cause:  # Ray raises what its parts do
             raise LabError(f"no Ray cluster answers at {address or 'this machine'}: {_in_one_line(cause)}") from cause
         self._cpus, self._gpus = cpus, gpus
@@ -104,6 +107,17 @@ def _ray() -> Any:
     except ModuleNotFoundError as cause:
         raise SettingsError("--engine ray needs Ray: pip install 'loraga[ray]'") from cause
     return ray
+
+
+def _require_somebody(address: str | None) -> None:
+    """Refuses HOST:PORT where nobody listens, which Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except OSError as cause:
+        raise LabError(f"no Ray cluster answers at {address} ({cause.strerror or cause})") from cause
 
 
 def _in_one_line(error: BaseException) -> str:
