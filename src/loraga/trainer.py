@@ -145,8 +145,8 @@ def _warn_of_lost_adapters(model: PeftModel) -> None:
     if "default" in model.peft_config and others and Version(version) < Version(RESUMES_ALL_ADAPTERS):
         warnings.warn(
             f"transformers {version} resumes a run with several adapters by loading {', '.join(others)} alone: "
-            f"'default' would go on untrained. Use transformers {RESUMES_ALL_ADAPTERS} or newer, or give TRL the base model with "
-            "peft_config= instead of a PeftModel, which makes one adapter only",
+            f"'default' would go on untrained. Use transformers {RESUMES_ALL_ADAPTERS} or newer, or give TRL the base "
+            "model with peft_config= instead of a PeftModel, which makes one adapter only",
             stacklevel=3,
         )
 
