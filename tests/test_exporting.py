@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -23,6 +24,32 @@ def trained(**settings):
     model.eval()
     models.train(model, data)
     return model, data[0], models.logits(model, data[0])
+
+
+def sharded(monkeypatch):
+    """Makes transformers write several files, as of a model of more than 50 GB."""
+    save = functools.partialmethod(LlamaForCausalLM.save_pretrained, max_shard_size="20KB")
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save)
+
+
+@pytest.mark.parametrize("first", ["whole", "in shards"])
+def test_a_merged_model_leaves_no_weights_of_the_model_that_was_there(first, tmp_path, monkeypatch):
+    model, batch, expected = trained()
+    with monkeypatch.context() as patch:
+        if first == "in shards":
+            sharded(patch)
+        models.build("Llama", seed=3).save_pretrained(tmp_path)
+    before = {path.name for path in tmp_path.glob("*.safetensors*")}
+    (tmp_path / "model_notes.txt").write_text("kept")
+    with monkeypatch.context() as patch:
+        if first == "whole":
+            sharded(patch)
+        loraga.export(model, tmp_path, merge=True)
+    after = {path.name for path in tmp_path.glob("*.safetensors*")}
+    assert not before & after
+    assert (tmp_path / "model_notes.txt").read_text() == "kept"
+    merged = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert models.relative_difference(models.logits(merged, batch), expected) < 1e-5
 
 
 def plain(directory):

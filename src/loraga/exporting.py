@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraga")
 
 MERGED, ADAPTER = "merged", "adapter"
+SAFE_WEIGHTS_STEM = "model"  # of transformers: model.safetensors, its index, and model-00001-of-00002.safetensors
 ADAPTER_FILES = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECIPE_NAME, REPORT_NAME)
 
 
@@ -277,6 +278,8 @@ def _export_merged(model: PeftModel, name: str, layers: dict[str, LoraLayer], di
         raise SaveError(
             f"{type(merged).__name__} has no save_pretrained; save the result of merge_and_unload() yourself"
         )
-    with staged_directory(directory, {"config.json": ADAPTER_FILES}) as staging:
+    # another model's weights, whole or in shards, which transformers would take for this one's
+    others = {path.name for path in directory.glob(f"{SAFE_WEIGHTS_STEM}*.safetensors*")}
+    with staged_directory(directory, {"config.json": (*ADAPTER_FILES, *sorted(others))}) as staging:
         merged.save_pretrained(str(staging))
     return Exported(str(directory), MERGED, {}, {}, 0.0)
