@@ -80,6 +80,7 @@ RULES = [
     (ROWS, {**ADALORA, "init_r": 8}, "init_r", "is 8 and is to fall to rank: 8; write more than rank"),
     (ROWS, {**ADALORA, "tinit": 0.5}, "tinit", "leaves none for the ranks to fall in"),
     (ROWS, {**ADALORA, "tinit": 6.0, "tfinal": 4.0, "max_steps": 10}, "tinit", "leaves none for the ranks"),
+    (ROWS, {**ADALORA, "max_steps": 2}, "tinit", "leaves none for the ranks"),
     (ROWS, {"method": "pissa", "dtype": "bfloat16"}, "dtype", "bfloat16 excludes method: pissa"),
     (ROWS, {"method": "peft_lora_ga", "dtype": "float16"}, "dtype", "float16 excludes method: peft_lora_ga"),
     (ROWS, {"gradients": "g", "gradient_batches": 2}, "gradient_batches", "excludes gradients"),

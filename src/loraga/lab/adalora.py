@@ -22,7 +22,7 @@ from loraga.layers import lora_layers
 from loraga.layout import LayerLayout, weight_key
 
 from .errors import LabError, RecipeError
-from .recipe import adalora_schedule
+from .recipe import adalora_schedule, leaves_steps_for_adalora
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ class AdaLoraSchedule(TrainerCallback):
         tuner = kwargs["model"].base_model
         config = tuner.peft_config[ADAPTER]
         tinit, tfinal = adalora_schedule(self._recipe, state.max_steps)
-        if tinit + tfinal >= state.max_steps:
+        if not leaves_steps_for_adalora(self._recipe, state.max_steps):
             steps = f"tinit ({tinit}) and tfinal ({tfinal}) leave none of {state.max_steps} steps"
             raise RecipeError([f"{steps} for the ranks to fall in; lower one of the two"])
         config.tinit, config.tfinal, config.deltaT = tinit, tfinal, self._recipe.deltaT

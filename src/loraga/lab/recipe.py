@@ -356,7 +356,8 @@ def _of_what_peft_makes(recipe: Recipe) -> dict[str, str]:
         found["init_r"] = f"is {recipe.init_r} and is to fall to rank: {recipe.rank}; write more than rank"
     if "tinit" in method.keys:
         steps = recipe.max_steps or MANY_STEPS
-        if sum(adalora_schedule(recipe, steps)) >= steps and (recipe.max_steps or max(recipe.tinit, recipe.tfinal) < 1):
+        is_known = recipe.max_steps is not None or max(recipe.tinit, recipe.tfinal) < 1
+        if is_known and not leaves_steps_for_adalora(recipe, steps):
             found["tinit"] = "and tfinal are all steps together, which leaves none for the ranks to fall in; lower one"
     return found
 
@@ -373,6 +374,12 @@ def adalora_schedule(recipe: Recipe, steps: int) -> tuple[int, int]:
     """
     tinit, tfinal = (int(value * steps if value < 1 else value) for value in (recipe.tinit, recipe.tfinal))
     return tinit, tfinal
+
+
+def leaves_steps_for_adalora(recipe: Recipe, steps: int) -> bool:
+    """Whether tinit and tfinal leave a step for the ranks to fall in, and one before the last fall to weigh them by."""
+    tinit, tfinal = adalora_schedule(recipe, steps)
+    return tinit + tfinal < steps and tfinal < steps - 1
 
 
 def _of_training(recipe: Recipe, chosen: frozenset[str]) -> dict[str, str]:
