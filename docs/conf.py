@@ -38,6 +38,7 @@ PAGES = {
     "Command line": [
         "docs/command-line",
         "docs/recipes",
+        "docs/comparing",
         "docs/tasks",
         "docs/generated-code",
         "docs/mt-bench",

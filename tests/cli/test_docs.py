@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from loraga.cli import COMMANDS, parser
 from loraga.cli.common import no_more, read_recipe
+from loraga.lab.comparison.cells import planned
+from loraga.lab.comparison.comparison import load_comparison
+from loraga.lab.comparison.grid_table import grid_table
 from loraga.lab.recipe_check import load_recipe
 from loraga.lab.recipe_help import page
 from loraga.lab.tasks.table import table as tasks_table
@@ -26,6 +30,19 @@ def test_the_tables_of_methods_and_keys_are_those_that_the_program_makes():
 
 def test_the_table_of_tasks_is_the_one_that_the_program_makes():
     assert (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").rstrip().endswith(tasks_table().rstrip())
+
+
+def test_the_table_of_a_comparisons_keys_is_the_one_that_the_program_makes():
+    assert grid_table() in (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_comparing_says_of_every_table_and_figure_and_recipe_of_the_paper_which_makes_which():
+    page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    named = [f"| Table {number}" for number in range(1, 9)] + [f"| Figure {number}" for number in range(1, 6)]
+    assert [name for name in named if name not in page] == []
+    recipes = [path for folder in ("paper", "offline") for path in sorted((ROOT / "recipes" / folder).glob("*.yaml"))]
+    assert len(recipes) >= 28
+    assert [path.name for path in recipes if f"recipes/{path.parent.name}/{path.name}" not in page] == []
 
 
 def test_every_command_is_on_its_page():
@@ -54,6 +71,11 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "runs" / "recipe" / "adapter").mkdir(parents=True)
 
 
+def cells_of(path, words=()):
+    """The cells of a comparison by now."""
+    return planned(load_comparison(path, words), lambda name: None, lambda name: False).cells
+
+
 def id_of(value):
     return " ".join(value) if isinstance(value, list) else value.place
 
@@ -62,7 +84,9 @@ def id_of(value):
 def test_every_command_of_a_page_is_taken_and_its_recipe_is_right(block, words, workplace):
     options, rest = parser(words[0], listed=False).parse_known_args(words)
 
-    if hasattr(options, "recipe") and options.recipe is not None:
+    if hasattr(options, "comparison"):
+        assert cells_of(Path(options.comparison), rest)
+    elif hasattr(options, "recipe") and options.recipe is not None:
         assert read_recipe(options, rest).model
     else:
         no_more(rest)
@@ -72,7 +96,10 @@ def test_every_command_of_a_page_is_taken_and_its_recipe_is_right(block, words, 
 def test_every_recipe_of_a_page_is_right(block, workplace, tmp_path):
     (tmp_path / "page.yaml").write_text(block.text)
 
-    assert load_recipe(tmp_path / "page.yaml").model
+    if "methods:" in block.text:
+        assert cells_of(tmp_path / "page.yaml")
+    else:
+        assert load_recipe(tmp_path / "page.yaml").model
 
 
 @pytest.mark.parametrize(("block", "words"), OTHERS, ids=id_of)

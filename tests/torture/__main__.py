@@ -10,6 +10,7 @@ PATHS = (
     "tests/torture",
     "tests/integration/test_security.py",
     "tests/integration/test_trainers_on_bases.py",
+    "tests/lab/comparison/test_toy.py",
     "tests/test_architectures.py",
 )
 sys.exit(run(*PATHS, tables=[tests.architectures.table, tests.integration.table]))
