@@ -198,8 +198,8 @@ def cost_of(recipe: Recipe, shape: ModelShape, rows: RowLengths) -> Cost | None:
         generation=sum(_of_answers(recipe, shape, part) for part in judged if part is not None),
         trained=trained,
         memory=_memory(recipe, shape, train, evaluated, trained),
-        kept=_kept(recipe, shape, trained),
-        passing=_passing(recipe, shape, trained),
+        kept=_kept(recipe, trained),
+        passing=_passing(recipe, trained, steps),
     )
 
 
@@ -276,7 +276,7 @@ def _memory(recipe: Recipe, shape: ModelShape, train: Part, evaluated: Sequence[
     return shape.parameters * weight + max([training, *measured])
 
 
-def _kept(recipe: Recipe, shape: ModelShape, trained: int) -> float:
+def _kept(recipe: Recipe, trained: int) -> float:
     """A finished cell keeps its adapter, which with a start that was subtracted has twice the rank."""
     method = METHODS[recipe.method]
     if not method.adapter:
@@ -285,12 +285,10 @@ def _kept(recipe: Recipe, shape: ModelShape, trained: int) -> float:
     return FLOAT32 * trained * (2 if doubled else 1)
 
 
-def _passing(recipe: Recipe, shape: ModelShape, trained: int) -> float:
-    """Checkpoints, one of them half written, the start, and a whole model."""
+def _passing(recipe: Recipe, trained: int, steps: int) -> float:
+    """Checkpoints, one more than are kept while it is written, and the start or a whole model."""
     width = FLOAT32 if METHODS[recipe.method].adapter else WIDTHS[recipe.dtype]
-    every = (
-        recipe.save_steps if recipe.save_steps >= 1 else max(1.0, recipe.save_steps * (recipe.max_steps or math.inf))
-    )
-    written = math.ceil(recipe.max_steps / every) if recipe.max_steps else math.ceil(1 / min(1.0, recipe.save_steps))
+    every = recipe.save_steps if recipe.save_steps >= 1 else max(1, math.ceil(recipe.save_steps * steps))
+    written = max(1, math.ceil(steps / every))
     checkpoints = written if recipe.save_total_limit is None else min(written, recipe.save_total_limit + 1)
     return width * trained * (STATE * checkpoints + 1)
