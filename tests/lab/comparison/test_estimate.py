@@ -114,9 +114,7 @@ def test_a_start_a_suggested_rate_answers_and_checkpointing_cost_more(tiny_folde
 @pytest.mark.parametrize(
     ("save", "limit", "checkpoints"), [(0.1, 2, 3), (0.1, None, 10), (10, 2, 2), (20, 1, 1), (100, 2, 1), (5, None, 4)]
 )
-def test_the_disk_holds_the_checkpoints_that_are_kept_and_one_that_is_written(
-    save, limit, checkpoints, tiny_folder
-):
+def test_the_disk_holds_the_checkpoints_that_are_kept_and_one_that_is_written(save, limit, checkpoints, tiny_folder):
     keys = {"method": "lora", "learning_rate": 1e-3, "max_steps": 20}
     recipe = recipe_for(tiny_folder, save_steps=float(save), save_total_limit=limit, **keys)
     cost = cost_of(recipe, shape_of(recipe), rows_for(recipe))
