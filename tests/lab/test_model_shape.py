@@ -1,12 +1,15 @@
 """Shapes of models that are not loaded, against models that are, and against published counts."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from loraga.lab.errors import SettingsError
-from loraga.lab.model_shape import PUBLISHED, at_hand, shape_of
+from loraga.lab.model_shape import PUBLISHED, at_hand, shape_of, tokenizer_at_hand
 from loraga.lab.smollm2 import NAME
 from tests.lab.tasks.test_tasks import resolved
 
@@ -60,6 +63,26 @@ def test_a_model_that_is_nowhere_has_no_shape():
     recipe = recipe_for("somebody/unknown")
     assert at_hand(recipe) is None
     assert shape_of(recipe) is None
+
+
+def test_a_model_of_the_hub_is_at_hand_once_it_was_fetched_and_its_tokenizer_apart_from_it(
+    tiny_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    recipe = recipe_for("somebody/tiny")
+    assert at_hand(recipe) is None
+    cache = tmp_path / "models--somebody--tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("0123")
+    (cache / "snapshots" / "0123").mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        assert tokenizer_at_hand(recipe) is None
+        shutil.copy(tiny_folder / name, cache / "snapshots" / "0123" / name)
+    assert shape_of(recipe) == replace(
+        shape_of(recipe_for(str(tiny_folder))), source="the configuration of somebody/tiny"
+    )
+    assert tokenizer_at_hand(recipe).load_tokenizer()("a")["input_ids"]
+    assert tokenizer_at_hand(recipe_for(str(tiny_folder))) == at_hand(recipe_for(str(tiny_folder)))
 
 
 def test_smollm2_is_at_hand_before_it_is_converted(monkeypatch, tmp_path):

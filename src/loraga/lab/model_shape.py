@@ -21,6 +21,7 @@ from .errors import SettingsError
 if TYPE_CHECKING:
     from .recipe import Recipe
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")  # files, one is enough
 Targets = str | tuple[str, ...]  # of a recipe's target_modules
 
 # Published models, so that recipes for them can be checked where they are not: the arguments of transformers'
@@ -128,6 +129,15 @@ def at_hand(recipe: Recipe) -> BaseModel | None:
     if not isinstance(found, str):
         return None
     return BaseModel(str(Path(found).parent), recipe.dtype, recipe.trust_remote_code)
+
+
+def tokenizer_at_hand(recipe: Recipe) -> BaseModel | None:
+    """The same to read the tokenizer from; of a model on the hub the configuration alone may have been fetched."""
+    base = at_hand(recipe)
+    fetched = base is not None and base.name != recipe.model and recipe.model != smollm2.NAME
+    if base is None or (fetched and not any((Path(base.name) / name).exists() for name in TOKENIZERS)):
+        return None
+    return base
 
 
 def shape_of(recipe: Recipe) -> ModelShape | None:

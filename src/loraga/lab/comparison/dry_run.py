@@ -18,7 +18,7 @@ from ..errors import RecipeError
 from ..gym_task import GYM
 from ..label_words import label_words
 from ..metrics import METRICS
-from ..model_shape import at_hand, shape_of
+from ..model_shape import at_hand, shape_of, tokenizer_at_hand
 from ..preparation import prepare
 from ..prompts import Prompted, Segment, make_prompted
 from ..quiet import quiet_libraries
@@ -295,7 +295,7 @@ class _Looked:
         on_hub = [name for name in (recipe.data, recipe.held_out) if name is not None and not is_local(name)]
         for name in dict.fromkeys(on_hub):
             self._note(f"{name} is on the hub and was not looked at")
-        base = at_hand(recipe)
+        base = tokenizer_at_hand(recipe)
         if base is None:
             self._note(
                 f"the tokenizer of {recipe.model} is not on this machine: tokens are at most sequence_length a row"
