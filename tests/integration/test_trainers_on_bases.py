@@ -68,7 +68,7 @@ def test_what_is_saved_loads_with_plain_peft_or_is_refused(run, way, tmp_path, r
         WAYS[way](run, tmp_path / "saved")
     assert table.without_layer(str(error.value)).startswith(refusal)
     assert not (tmp_path / "saved").exists()
-    record_property("refusal", error.value)
+    record_property("refusal", str(error.value))
 
 
 @pytest.mark.parametrize("cell", parameters(REFUSED))
@@ -79,7 +79,7 @@ def test_what_cannot_be_started_is_refused_with_its_reason(cell, models, tmp_pat
         run.start()
     assert table.without_layer(str(error.value)).startswith(cell.refusal)
     assert torch.equal(run.logits(), before)
-    record_property("refusal", error.value)
+    record_property("refusal", str(error.value))
 
 
 def test_the_tables_in_the_documentation_list_every_cell_with_what_is_expected_of_it():
