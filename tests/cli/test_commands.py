@@ -156,7 +156,7 @@ def test_inspect_writes_nothing_where_it_is_stopped(place, monkeypatch, capsys):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("loraga.lab.full_gradient.mean_loss", stop)
+    monkeypatch.setattr("loraga.lab.inspection.full_gradient.mean_loss", stop)
 
     assert main(["inspect", "good.yaml", "--output", "stopped"]) == 130
 

@@ -9,8 +9,8 @@ import pytest
 from loraga.cli import main
 from tests.lab.conftest import saved, tiny_model
 from tests.lab.judge_server import refuses, says, serving
+from tests.lab.programs.test_humaneval import needs_lock
 from tests.lab.tasks.test_code import ROW
-from tests.lab.test_humaneval import needs_lock
 
 SMALL = (
     "model: tiny\nlearning_rate: 1e-3\nmax_steps: 1\nper_device_train_batch_size: 2\nsequence_length: 1500\nrank: 2\n"

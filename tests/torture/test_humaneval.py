@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loraga.lab import confined
-from loraga.lab.humaneval import Problem
-from loraga.lab.program import Limits
+from loraga.lab.programs import confined
+from loraga.lab.programs.humaneval import Problem
+from loraga.lab.programs.program import Limits
 from tests.humaneval import needs_problems, rows
 
 pytestmark = [

@@ -40,9 +40,9 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     recipe = read_recipe(options, [*words, *_as_if_lora_ga()])
     folder = options.output or Path("inspections") / Path(options.recipe).stem
 
-    from loraga.lab.inspection import inspect_recipe
-    from loraga.lab.inspection_console import show_inspection
-    from loraga.lab.inspection_files import require_free, subject_of, write
+    from loraga.lab.inspection.console import show_inspection
+    from loraga.lab.inspection.files import require_free, subject_of, write
+    from loraga.lab.inspection.inspection import inspect_recipe
     from loraga.lab.progress import WorkProgress
 
     require_free(folder, recipe)

@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser, *, listed: bool) -> None:
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     """Rates what is not rated yet; 1 if a question is left without a rating."""
     no_more(words)
-    from loraga.lab.chat_endpoint import Endpoint
-    from loraga.lab.judge_run import judge_folder
+    from loraga.lab.judging.chat_endpoint import Endpoint
+    from loraga.lab.judging.judge_run import judge_folder
     from loraga.lab.progress import WorkProgress
     from loraga.lab.run_console import show_ratings
 

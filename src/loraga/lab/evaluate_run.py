@@ -14,7 +14,7 @@ from .arguments import training_arguments
 from .base_model import BaseModel, misfit, require_loadable
 from .errors import SettingsError
 from .evaluation import Evaluation, evaluate
-from .judge_run import rated
+from .judging.judge_run import rated
 from .preparation import Prepared, digest_of, prepare
 from .quiet import quiet_libraries
 from .recipe_file import recipe_values

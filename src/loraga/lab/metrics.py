@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .gsm8k import is_right as gsm8k_right
 from .gsm8k import is_right_by_peft
-from .humaneval import COLUMNS as PROBLEM_COLUMNS
-from .humaneval import Problem, pass_at_k
+from .programs.humaneval import COLUMNS as PROBLEM_COLUMNS
+from .programs.humaneval import Problem, pass_at_k
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -13,7 +13,7 @@ from .errors import DataError
 from .examples import Example, collator_for, encode_all
 from .label_words import label_words
 from .metrics import METRICS
-from .program import require_lock
+from .programs.program import require_lock
 from .prompts import make_prompted
 from .rows import read_rows
 from .training import TrainingData

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from .chat_endpoint import wrong_url
-from .confined import why_no_lock
+from .judging.chat_endpoint import wrong_url
 from .methods import METHODS
 from .metrics import METRICS
-from .program import Limits
+from .programs.confined import why_no_lock
+from .programs.program import Limits
 from .tasks import TASKS
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]

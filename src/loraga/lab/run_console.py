@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from .judging import Judged
+    from .judging.judging import Judged
     from .recipe import Recipe
 
 

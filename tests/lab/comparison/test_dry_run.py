@@ -14,7 +14,7 @@ from loraga.lab.comparison.comparison import load_comparison
 from loraga.lab.comparison.dry_run import dry_run, is_local
 from loraga.lab.comparison.dry_run_text import duration, lines_of, quantity, show_dry_run, size
 from loraga.lab.comparison.speed import Speed
-from loraga.lab.confined import why_no_lock
+from loraga.lab.programs.confined import why_no_lock
 from tests.lab.conftest import ROWS, saved, tiny_model
 from tests.pages import ROOT
 

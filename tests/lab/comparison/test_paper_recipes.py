@@ -10,8 +10,8 @@ import pytest
 from loraga.lab.arguments import training_arguments
 from loraga.lab.comparison.cells import planned
 from loraga.lab.comparison.comparison import load_comparison
-from loraga.lab.confined import why_no_lock
 from loraga.lab.methods import METHODS
+from loraga.lab.programs.confined import why_no_lock
 from loraga.lab.recipe import meaningless_keys
 from loraga.lab.recipe_check import load_recipe
 from loraga.lab.tasks import TASKS

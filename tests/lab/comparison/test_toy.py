@@ -12,9 +12,9 @@ import pytest
 from loraga.lab.comparison.cell_run import carry_out, outcome_of
 from loraga.lab.comparison.compare import plan_of, report, take_folder
 from loraga.lab.comparison.comparison import load_comparison
-from loraga.lab.confined import why_no_lock
 from loraga.lab.methods import METHODS
 from loraga.lab.metrics import METRICS
+from loraga.lab.programs.confined import why_no_lock
 from loraga.lab.tasks import TASKS
 from tests.pages import ROOT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loraga.lab.errors import DataError, RecipeError
-from loraga.lab.mt_bench import Question
+from loraga.lab.judging.mt_bench import Question
 from loraga.lab.prompts import make_prompted
 from loraga.lab.recipe_check import check
 from loraga.lab.recipe_file import Written

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from loraga.lab import confined
 from loraga.lab.errors import RecipeError
 from loraga.lab.metrics import METRICS, pass_at
+from loraga.lab.programs import confined
 from loraga.lab.prompts import make_prompted
 from loraga.lab.recipe_check import check
 from loraga.lab.recipe_file import Written
 from loraga.lab.tasks import TASKS
 from loraga.lab.tasks.code import of_code_feedback, of_humaneval, up_to_the_code
-from tests.lab.test_humaneval import PROMPT, TEST, WHOLE, needs_lock
+from tests.lab.programs.test_humaneval import PROMPT, TEST, WHOLE, needs_lock
 
 CODE = "```python\nprint(1)\n```"
 ROW = {"task_id": "HumanEval/x", "prompt": PROMPT, "canonical_solution": "    return 2 * poly(xs, x)\n", "test": TEST,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..mt_bench import Question
+from ..judging.mt_bench import Question
 from .instruction import ALPACA
 from .task import Task
 

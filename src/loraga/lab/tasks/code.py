@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..code_blocks import FENCE, code_blocks
-from ..humaneval import COLUMNS
+from ..programs.code_blocks import FENCE, code_blocks
+from ..programs.humaneval import COLUMNS
 from .instruction import ALPACA
 from .task import Task
 

@@ -10,7 +10,7 @@ from torch import nn
 from loraga import GradientError
 from loraga.lab.base_model import BaseModel
 from loraga.lab.errors import DataError, LabError, SettingsError
-from loraga.lab.inspection import (
+from loraga.lab.inspection.inspection import (
     Layer,
     heat_map_of,
     inspect_model,
@@ -19,14 +19,14 @@ from loraga.lab.inspection import (
     rank_in_all,
     rank_in_half,
 )
+from loraga.lab.inspection.spectrum import Spectrum
 from loraga.lab.preparation import prepare
-from loraga.lab.spectrum import Spectrum
+from tests.lab.conftest import tiny_model
+from tests.lab.test_initial import plain_batch
 from tests.models import autograd_gradients
 from tests.planted import planted
 
-from .conftest import tiny_model
 from .test_full_gradient import TERMS, batches
-from .test_initial import plain_batch
 
 RANK = 3
 

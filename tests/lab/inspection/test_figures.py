@@ -2,8 +2,7 @@ import matplotlib.image
 import numpy as np
 import torch
 
-from loraga.lab.inspection import HeatMap, Inspection, Layer, heat_map_of
-from loraga.lab.inspection_figures import (
+from loraga.lab.inspection.figures import (
     LINE,
     LOWEST,
     draw_all,
@@ -12,7 +11,8 @@ from loraga.lab.inspection_figures import (
     draw_heat_map,
     draw_spectrum,
 )
-from loraga.lab.spectrum import Spectrum
+from loraga.lab.inspection.inspection import HeatMap, Inspection, Layer, heat_map_of
+from loraga.lab.inspection.spectrum import Spectrum
 
 NAMES = ("q_proj", "down_proj")
 

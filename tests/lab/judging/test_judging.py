@@ -7,13 +7,13 @@ import re
 
 import pytest
 
-from loraga.lab import judging
-from loraga.lab.chat_endpoint import Endpoint
 from loraga.lab.errors import DataError, SettingsError
-from loraga.lab.judging import file_name, judge_answers, write_answers
-from loraga.lab.mt_bench import Question
+from loraga.lab.judging import judging
+from loraga.lab.judging.chat_endpoint import Endpoint
+from loraga.lab.judging.judging import file_name, judge_answers, write_answers
+from loraga.lab.judging.mt_bench import Question
 from tests.lab.judge_server import Reply, refuses, says, serving
-from tests.lab.test_mt_bench import DATA, lines, needs_data
+from tests.lab.judging.test_mt_bench import DATA, lines, needs_data
 
 CATEGORIES = ("writing", "math", "writing", "stem", "coding", "roleplay")
 QUESTIONS = [

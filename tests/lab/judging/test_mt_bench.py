@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loraga.lab.errors import DataError
-from loraga.lab.mt_bench import Question, answer_line, judge_prompt, judgment_line, rating
+from loraga.lab.judging.mt_bench import Question, answer_line, judge_prompt, judgment_line, rating
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "mt_bench"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="MT-Bench's own files are not beside this checkout")

@@ -12,16 +12,16 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError, SettingsError
+from ..run_folder import read_lines, write_whole
 from .chat_endpoint import Endpoint, EndpointError
-from .errors import DataError, SettingsError
 from .mt_bench import BY_REFERENCE, NO_SCORE, JudgePrompt, Question, answer_line, judge_prompt, judgment_line, rating
-from .run_folder import read_lines, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .progress import Progress
+    from ..progress import Progress
 
 QUESTIONS, ANSWERS, JUDGMENTS = "question.jsonl", "model_answer", "model_judgment"
 WAITS = (1.0, 4.0, 16.0)  # seconds before each new try

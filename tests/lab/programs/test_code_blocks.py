@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraga.lab.code_blocks import code_blocks
+from loraga.lab.programs.code_blocks import code_blocks
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from .inspection_files import FILES
-from .inspection_text import HEADINGS, answer, kind_rows, meaning
+from .files import FILES
+from .text import HEADINGS, answer, kind_rows, meaning
 
 if TYPE_CHECKING:
     from pathlib import Path

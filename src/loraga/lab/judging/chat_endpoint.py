@@ -16,7 +16,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import LabError, SettingsError
+from ..errors import LabError, SettingsError
 
 KEY = "OPENAI_API_KEY"
 PATH = "/chat/completions"

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from loraga.lab.inspection import HeatMap, Inspection, Layer
-from loraga.lab.inspection_text import (
+from loraga.lab.inspection.inspection import HeatMap, Inspection, Layer
+from loraga.lab.inspection.spectrum import Spectrum
+from loraga.lab.inspection.text import (
     HEADINGS,
     LAYER_HEADINGS,
     answer,
@@ -12,7 +13,6 @@ from loraga.lab.inspection_text import (
     meaning,
     percent,
 )
-from loraga.lab.spectrum import Spectrum
 
 
 def layer(name, kind, block, *squares, shape=None):

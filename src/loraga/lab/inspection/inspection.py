@@ -18,14 +18,14 @@ from torch.nn.functional import avg_pool2d
 from loraga import estimate_gradients
 from loraga.layers import target_layers
 
-from .errors import LabError, SettingsError
+from ..errors import LabError, SettingsError
+from ..preparation import prepare
+from ..quiet import quiet_libraries
+from ..recipe_check import nearest
+from ..starts import load_base, with_adapter
 from .full_gradient import full_gradients
 from .layer_kinds import places
-from .preparation import prepare
-from .quiet import quiet_libraries
-from .recipe_check import nearest
 from .spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
-from .starts import load_base, with_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from loraga.loss import Batch
 
-    from .progress import Progress
-    from .recipe import Recipe
+    from ..progress import Progress
+    from ..recipe import Recipe
 
 Estimator = Literal["exact", "streaming"]
 MOST_ROWS, MOST_COLUMNS = 320, 480  # of a heat map: more than a picture of this width can show

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from ..errors import LabError
 from . import confined
-from .errors import LabError
 
 Outcome = Literal[
     "passed", "failed", "timed out", "out of memory", "forbidden", "too much output", "left early", "crashed"

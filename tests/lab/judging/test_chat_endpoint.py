@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from loraga.lab import chat_endpoint
-from loraga.lab.chat_endpoint import Endpoint, EndpointError
 from loraga.lab.errors import SettingsError
+from loraga.lab.judging import chat_endpoint
+from loraga.lab.judging.chat_endpoint import Endpoint, EndpointError
 from tests.lab.judge_server import Reply, refuses, says, serving
 
 SECRET = "sk-not-for-anybody"

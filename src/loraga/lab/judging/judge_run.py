@@ -10,21 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import LabError, SettingsError
+from ..metrics import METRICS
+from ..run_folder import EVALUATION, read_json, read_lines, write_json, write_whole
+from ..run_folder import METRICS as RESULTS
 from .chat_endpoint import Endpoint
-from .errors import LabError, SettingsError
 from .judging import QUESTIONS, Judged, answers_name, judge_answers, write_answers
-from .metrics import METRICS
 from .mt_bench import Question
-from .run_folder import EVALUATION, read_json, read_lines, write_json, write_whole
-from .run_folder import METRICS as RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .evaluation import Evaluation
-    from .examples import Example
-    from .progress import Progress
-    from .recipe import Recipe
+    from ..evaluation import Evaluation
+    from ..examples import Example
+    from ..progress import Progress
+    from ..recipe import Recipe
 
 FOLDER = "mt_bench"
 HOW = "`loraga judge {folder} --judge-url URL --judge-model MODEL`"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from loraga.lab import confined, program
 from loraga.lab.errors import LabError
-from loraga.lab.program import Limits, require_lock, run_program
+from loraga.lab.programs import confined, program
+from loraga.lab.programs.program import Limits, require_lock, run_program
 
 pytestmark = pytest.mark.skipif(bool(confined.why_no_lock()), reason="generated programs run on 64-bit Linux only")
 

@@ -6,10 +6,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from loraga import BatchError, GradientError
-from loraga.lab.full_gradient import full_gradients
+from loraga.lab.inspection.full_gradient import full_gradients
+from tests.lab.conftest import tiny_model, tiny_t5
 from tests.models import autograd_gradients, relative_difference
-
-from .conftest import tiny_model, tiny_t5
 
 
 def batches():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraga import GradientError, LowRankGradient
-from loraga.lab.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
+from loraga.lab.inspection.spectrum import Spectrum, spectrum_of_factors, spectrum_of_matrix
 from tests.planted import planted
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))

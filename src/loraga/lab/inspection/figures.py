@@ -11,8 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from .figures import DOTS_PER_INCH, HEIGHT, WIDTH
-from .inspection_text import SHARE, percent
+from ..figures import DOTS_PER_INCH, HEIGHT, WIDTH
+from .text import SHARE, percent
 
 if TYPE_CHECKING:
     from pathlib import Path

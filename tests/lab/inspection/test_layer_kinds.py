@@ -1,4 +1,4 @@
-from loraga.lab.layer_kinds import Place, places
+from loraga.lab.inspection.layer_kinds import Place, places
 
 
 def test_a_llama_layer_is_called_by_its_last_part():

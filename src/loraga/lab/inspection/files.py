@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from loraga.files import staged_directory
 
-from .doctor import versions
-from .errors import SettingsError
+from ..doctor import versions
+from ..errors import SettingsError
+from ..recipe_file import recipe_values
+from ..run_folder import differences, read_json
+from .figures import draw_all
 from .inspection import rank_in_all, rank_in_half
-from .inspection_figures import draw_all
-from .inspection_text import PICTURES, SHARE, markdown
-from .recipe_file import recipe_values
-from .run_folder import differences, read_json
+from .text import PICTURES, SHARE, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..recipe import Recipe
     from .inspection import Inspection, Layer
-    from .recipe import Recipe
 
 FORMAT = "loraga-inspection-1"
 JSON, PAGE = "inspect.json", "inspect.md"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from loraga.loss import Batch
 
-    from .progress import Progress
+    from ..progress import Progress
 
 
 def full_gradients(model: nn.Module, batches: Iterable[Batch], progress: Progress) -> tuple[dict[str, Tensor], float]:

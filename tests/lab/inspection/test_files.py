@@ -3,10 +3,10 @@ import json
 import pytest
 
 from loraga.lab.errors import SettingsError
-from loraga.lab.inspection import inspect_recipe
-from loraga.lab.inspection_files import FILES, JSON, PAGE, content_of, require_free, subject_of, write
+from loraga.lab.inspection.files import FILES, JSON, PAGE, content_of, require_free, subject_of, write
+from loraga.lab.inspection.inspection import inspect_recipe
+from tests.lab.conftest import Told
 
-from .conftest import Told
 from .test_inspection import quiet
 
 KEYS = {"gradient_batches": 2, "per_device_train_batch_size": 4}
