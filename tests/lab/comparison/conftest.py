@@ -14,5 +14,5 @@ def place(tmp_path, monkeypatch):
     saved(tiny_model(), tmp_path / "base")
     for name, rows in (("rows", ROWS[:18]), ("test", ROWS[18:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "two.yaml").write_text(RECIPE.replace("rank: 2\n", ""))
+    (tmp_path / "two.yaml").write_text(RECIPE)
     return tmp_path

@@ -26,7 +26,6 @@ held_out: test.jsonl
 prompt: prompt
 target: target
 template: none
-rank: 2
 ranks: [2]
 gradient_batches: 2
 validation_rows: 4

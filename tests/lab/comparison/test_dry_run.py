@@ -15,7 +15,6 @@ from loraga.lab.comparison.dry_run import dry_run, is_local
 from loraga.lab.comparison.dry_run_text import duration, lines_of, quantity, show_dry_run, size
 from loraga.lab.comparison.speed import Speed
 from loraga.lab.programs.confined import why_no_lock
-from tests.lab.conftest import ROWS, saved, tiny_model
 from tests.pages import ROOT
 
 RECIPE = """
@@ -39,14 +38,9 @@ per_device_train_batch_size: 4
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with a tiny model, rows and a comparison, in which the test runs."""
-    monkeypatch.chdir(tmp_path)
-    saved(tiny_model(), tmp_path / "base")
-    for name, rows in (("rows", ROWS[:18]), ("test", ROWS[18:])):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "two.yaml").write_text(RECIPE)
-    return tmp_path
+def place(place):
+    (place / "two.yaml").write_text(RECIPE)
+    return place
 
 
 def looked_at(path, *words):
