@@ -59,11 +59,13 @@ def dropout(method):
     return 0.0 if method == "full" else 0.2
 
 
-def prepared(recipe, rows=TRAINED, held_out=()):
+def prepared(recipe, rows=TRAINED, held_out=(), *, is_encoder_decoder=False):
     parts = []
     for part in (rows, held_out):
         made = make_prompted(part, recipe, byte_tokenizer(), "rows.jsonl")
-        parts.append(encode_all(byte_tokenizer(), made, recipe, "rows.jsonl").examples if part else ())
+        parts.append(
+            encode_all(byte_tokenizer(), made, recipe, "rows.jsonl", is_encoder_decoder).examples if part else ()
+        )
     return Prepared(byte_tokenizer(), *parts)
 
 
@@ -381,3 +383,19 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(a
     assert again.end.global_step == 5
     assert_same(state(again.model), state(first.model))
     assert again.log == first.log
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("folder", ["tiny_folder", "tiny_t5_folder"])
+def test_a_step_of_several_micro_batches_is_as_long_as_a_step_of_one(asked, request, folder, method):
+    keys = {"model": str(request.getfixturevalue(folder)), "method": method, "max_steps": 1, "num_train_epochs": 1.0}
+    keys |= {"dropout": 0.0}
+    rows = TRAINED[:8]
+    sizes = {"one": (8, 1), "four": (2, 4)}
+    logs = {}
+    for name, (size, steps) in sizes.items():
+        recipe = asked(name, per_device_train_batch_size=size, gradient_accumulation_steps=steps, **keys)
+        is_t5 = folder == "tiny_t5_folder"
+        logs[name] = Run(recipe, data=prepared(recipe, rows, is_encoder_decoder=is_t5)).log[0]
+    assert logs["four"]["loss"] == pytest.approx(logs["one"]["loss"], rel=0.15)
+    assert logs["four"]["grad_norm"] == pytest.approx(logs["one"]["grad_norm"], rel=0.5)

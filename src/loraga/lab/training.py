@@ -108,6 +108,9 @@ def train(
         optimizers=(None if own.optimizer is None else own.optimizer(model, arguments), None),
     )
     trainer.remove_callback(PrinterCallback)
+    if model.config.is_encoder_decoder:
+        # its forward takes the number of terms of a step and ignores it: Trainer would sum the means of micro-batches
+        trainer.model_accepts_loss_kwargs = False
     checkpoint = _checkpoint_to_go_on_from(folder, own.checkpoint_files)
     try:
         with interruption.at_a_good_moment():

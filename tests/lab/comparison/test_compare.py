@@ -91,10 +91,14 @@ def test_a_cell_that_fails_leaves_the_others_alone_and_it_alone_is_tried_again(p
 
 
 def test_a_diverged_cell_is_a_result_and_is_not_run_again(place):
-    words = ("methods=[full]", "auto=false", "learning_rates=[0.002, 1.0]", "seeds=[0]")
+    words = ("methods=[full]", "auto=false", "learning_rates=[0.002, 1.0]", "seeds=[0, 1]")
     words = (*words, "weight_decay=100", "warmup_steps=0", "max_steps=40", "save_steps=40")
     results, said = carried_out(*words)
-    assert {run.learning_rate: run.status for run in results.runs} == {0.002: "done", 1.0: "diverged"}, said
+    assert [(run.learning_rate, run.seed, run.status) for run in results.runs] == [
+        (0.002, 0, "done"),
+        (1.0, 0, "diverged"),
+        (0.002, 1, "done"),
+    ], said
     assert results.best[0].learning_rate == 0.002
     cell = Path("comparisons/two/cells/full-fine-tuning_lr1_seed0.txt")
     before = cell.read_text()
