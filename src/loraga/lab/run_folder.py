@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 HEAD = "# every key of this run, as loraga train resolved them\n"  # tells our file from one that somebody wrote
 RECIPE, VERSIONS, LOG, METRICS, PICTURE = "recipe.yaml", "versions.json", "log.jsonl", "metrics.json", "loss.png"
 START, START_FACTS, RESULT, FULL_RESULT = "start", "start.json", "adapter", "model"
-DATA = "data.json"
+DATA, LOCK = "data.json", ".lock"
 TRAINED, EVALUATION, BASE = "trained.json", "evaluation.jsonl", "base.jsonl"
 VALIDATION = "validation.jsonl"
 RATE, RATE_PICTURE = "learning_rate.json", "learning_rate.png"
@@ -63,7 +63,7 @@ class RunFolder:
     @property
     def has_begun(self) -> bool:
         """Whether a run has left anything here that another one must not take for its own."""
-        before = {".lock", *(made for name in (RECIPE, VERSIONS, DATA, BASE) for made in (name, f".{name}.unfinished"))}
+        before = {LOCK, *(made for name in (RECIPE, VERSIONS, DATA, BASE) for made in (name, f".{name}.unfinished"))}
         return any(each.name not in before for each in self.path.iterdir())
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def open_folder(recipe: Recipe) -> Iterator[RunFolder]:
     try:
         require_own(folder, recipe)
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+        lock = FileLock(folder / LOCK, timeout=0)
         with lock:
             if not (folder / RECIPE).exists() or (folder / RECIPE).read_text(encoding="utf-8").startswith(HEAD):
                 write_whole(folder / RECIPE, HEAD + recipe_text(recipe))

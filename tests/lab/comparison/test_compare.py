@@ -11,7 +11,7 @@ import pytest
 
 from loraga.cli import main
 from loraga.lab.comparison.cell_run import outcome_of
-from loraga.lab.comparison.compare import plan_of
+from loraga.lab.comparison.compare import plan_of, take_folder
 from loraga.lab.comparison.comparison import load_comparison
 from loraga.lab.comparison.results import read_results
 from loraga.lab.comparison.workers import LocalWorkers
@@ -142,3 +142,24 @@ def test_a_process_that_is_killed_twice_is_noted_as_failed(place):
     assert ended == [cell]
     assert outcome_of(cell.folder).status == "failed"
     assert outcome_of(cell.folder).problem.startswith("its process was ended 2 times (by signal 9, which is what")
+
+
+def test_a_cell_waits_for_the_process_of_a_killed_call_that_still_writes_its_checkpoint(place):
+    words = ("methods=[lora]", "learning_rates=[0.002]", "auto=false", "max_steps=2", "seeds=[0]")
+    take_folder(load_comparison(Path("two.yaml"), words))
+    (cell,) = planned_cells(*words)
+    cell.folder.mkdir(parents=True)
+    started = cell.folder.with_name(f"{cell.name}.txt")  # what the new process says
+    holds = f"""
+import pathlib, time, filelock
+with filelock.FileLock({str(cell.folder / ".lock")!r}):
+    print("held", flush=True)
+    while not pathlib.Path({str(started)!r}).exists():
+        time.sleep(0.05)
+    time.sleep(3)
+"""
+    with subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE) as former:
+        former.stdout.readline()
+        results, said = carried_out(*words)
+        assert former.wait() == 0
+    assert [run.status for run in results.runs] == ["done"], said

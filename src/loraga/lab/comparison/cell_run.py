@@ -12,6 +12,7 @@ import shutil
 import signal
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from typing import TYPE_CHECKING, Literal
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from loraga.errors import LoragaError
 
 from ..errors import DivergedError
-from ..run_folder import FULL_RESULT, METRICS, START, RunFolder, folder_of, read_json, write_json
+from ..run_folder import FULL_RESULT, LOCK, METRICS, START, RunFolder, folder_of, read_json, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FAILED = "failed.json"
 WIDTH = 120  # columns of what it said
+SECONDS_TO_STOP = 120.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def carry_out(recipe: Recipe, threads: int | None) -> None:
     said_to = folder.path.with_name(f"{folder.path.name}.txt")  # a run wants to find its folder empty
     with said_to.open("a", encoding="utf-8") as stream:
         console = Console(file=stream, width=WIDTH)
+        _wait_for_who_stops(folder)
         try:
             with WorkProgress(console) as progress:
                 run(recipe, console, progress)
@@ -121,6 +124,15 @@ def _stop_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _wait_for_who_stops(folder: RunFolder) -> None:
+    """Waits for the process of a call that was killed: it ends its step and writes a checkpoint before it goes."""
+    from filelock import FileLock, Timeout
+
+    if (folder / LOCK).is_file():
+        with suppress(Timeout), FileLock(folder / LOCK, timeout=SECONDS_TO_STOP):
+            pass
 
 
 def _remove_what_is_large(folder: RunFolder) -> None:
