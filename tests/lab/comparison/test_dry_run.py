@@ -14,7 +14,7 @@ from loraga.lab.comparison.comparison import load_comparison
 from loraga.lab.comparison.dry_run import dry_run, is_local
 from loraga.lab.comparison.dry_run_text import duration, lines_of, quantity, show_dry_run, size
 from loraga.lab.comparison.speed import Speed
-from loraga.lab.programs.confined import why_no_lock
+from tests.humaneval import needs_lock
 from tests.pages import ROOT
 
 RECIPE = """
@@ -122,7 +122,6 @@ def test_a_comparison_that_starts_says_what_it_takes_first_and_a_finished_one_do
 
 
 PAPER = sorted((ROOT / "recipes" / "paper").glob("table*.yaml"))
-needs_lock = pytest.mark.skipif(bool(why_no_lock()), reason="generated programs run on 64-bit Linux only")
 SHIPPED = [
     *(pytest.param(path, marks=needs_lock if path.stem.endswith("code") else (), id=path.stem) for path in PAPER),
     pytest.param(ROOT / "recipes" / "peft_metamathqa.yaml", id="peft_metamathqa"),

@@ -15,6 +15,7 @@ from loraga.lab.programs.confined import why_no_lock
 from loraga.lab.recipe import meaningless_keys
 from loraga.lab.recipe_check import load_recipe
 from loraga.lab.tasks import TASKS
+from tests.humaneval import needs_lock
 from tests.pages import ROOT
 
 FOLDER = ROOT / "recipes" / "paper"
@@ -72,7 +73,6 @@ ROWS = {"wizardlm_mt_bench": 52_000, "metamath_gsm8k": 100_000, "code_feedback_h
 ADAMW = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}  # D.1, D.2
 METRICS_OF = {"wizardlm_mt_bench": "mt_bench", "metamath_gsm8k": "gsm8k", "code_feedback_humaneval": "humaneval"}
 
-needs_lock = pytest.mark.skipif(bool(why_no_lock()), reason="generated programs run on 64-bit Linux only")
 NAMES = [pytest.param(name, marks=needs_lock if name.endswith("code") else ()) for name in TABLES]
 
 

@@ -14,14 +14,13 @@ from loraga.lab.comparison.compare import plan_of, report, take_folder
 from loraga.lab.comparison.comparison import load_comparison
 from loraga.lab.methods import METHODS
 from loraga.lab.metrics import METRICS
-from loraga.lab.programs.confined import why_no_lock
 from loraga.lab.tasks import TASKS
+from tests.humaneval import needs_lock
 from tests.pages import ROOT
 
 TOY = ROOT / "recipes" / "offline" / "toy.yaml"
 EVERY = 6  # one of so many cells, along the diagonals of methods x tasks
 
-needs_lock = pytest.mark.skipif(bool(why_no_lock()), reason="generated programs run on 64-bit Linux only")
 RUNS_CODE = [name for name, task in TASKS.items() if METRICS[task.keys["metric"]].runs_code]
 RUN = [pytest.param(name, marks=needs_lock if name in RUNS_CODE else ()) for name in TASKS]
 

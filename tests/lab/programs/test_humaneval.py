@@ -9,12 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraga.lab.programs import confined
 from loraga.lab.programs.humaneval import Problem, pass_at_k
 from loraga.lab.programs.program import Limits
-from tests.humaneval import needs_problems, rows
-
-needs_lock = pytest.mark.skipif(bool(confined.why_no_lock()), reason="generated programs run on 64-bit Linux only")
+from tests.humaneval import needs_lock, needs_problems, rows
 
 PROMPT = '''\
 from typing import List

@@ -18,8 +18,9 @@ import pytest
 from loraga.lab.errors import LabError
 from loraga.lab.programs import confined, program
 from loraga.lab.programs.program import Limits, require_lock, run_program
+from tests.humaneval import needs_lock
 
-pytestmark = pytest.mark.skipif(bool(confined.why_no_lock()), reason="generated programs run on 64-bit Linux only")
+pytestmark = needs_lock
 
 RIGHT = "def double(x):\n    return 2 * x\n"
 CHECK = "assert double(3) == 6"

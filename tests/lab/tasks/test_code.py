@@ -12,7 +12,8 @@ from loraga.lab.recipe_check import check
 from loraga.lab.recipe_file import Written
 from loraga.lab.tasks import TASKS
 from loraga.lab.tasks.code import of_code_feedback, of_humaneval, up_to_the_code
-from tests.lab.programs.test_humaneval import PROMPT, TEST, WHOLE, needs_lock
+from tests.humaneval import needs_lock
+from tests.lab.programs.test_humaneval import PROMPT, TEST, WHOLE
 
 CODE = "```python\nprint(1)\n```"
 ROW = {"task_id": "HumanEval/x", "prompt": PROMPT, "canonical_solution": "    return 2 * poly(xs, x)\n", "test": TEST,
