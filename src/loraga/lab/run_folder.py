@@ -119,22 +119,43 @@ def open_folder(recipe: Recipe) -> Iterator[RunFolder]:
         SettingsError: if it holds something else, or another process works in it.
         LabError: if it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     folder = folder_of(recipe)
     try:
         require_own(folder, recipe)
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
-        with lock:
+        with held(folder.path):
             if not (folder / RECIPE).exists() or (folder / RECIPE).read_text(encoding="utf-8").startswith(HEAD):
                 write_whole(folder / RECIPE, HEAD + recipe_text(recipe))
             yield folder
-    except Timeout as cause:
-        raise SettingsError(f"another process works in {folder.path}; name another output_dir, or wait") from cause
     except OSError as cause:
         where = cause.filename or folder.path
         raise LabError(f"cannot read or write {where}: {cause.strerror or cause}; what is there is kept") from cause
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder.
+
+    Args:
+        folder: it is there.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        SettingsError: if another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as cause:
+        raise SettingsError(f"another process works in {folder}; name another output_dir, or wait") from cause
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def require_own(folder: RunFolder, recipe: Recipe) -> None:
@@ -228,14 +249,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file beside its place and moves it there when it is on the disk."""
+def write_whole(path: Path, content: str | bytes, *, on_disk: bool = True) -> None:
+    """Writes a file beside its place and moves it there: one that is there is never half written.
+
+    Args:
+        path: the file; its folder is there.
+        content: text is written as UTF-8.
+        on_disk: move it only when it is on the disk, so that a machine that loses power has it too.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with unfinished.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if on_disk:
+                file.flush()
+                os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError:
         unfinished.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from loraga.errors import LoragaError
 
+from .comparison.cells import next_rate as rate_outside
 from .demo import DEMO_METHODS, demo_recipe, variant
 from .errors import DivergedError, SettingsError
 from .progress import WorkProgress
@@ -71,20 +72,8 @@ def loss_of(metrics: Mapping[str, Any]) -> float:
 
 
 def next_rate(losses: Mapping[float, float]) -> float | None:
-    """The rate to try after these, or None if the best one has a worse neighbour on either side.
-
-    Args:
-        losses: {rate: loss}; a loss that is not finite is worse than any other.
-
-    Returns:
-        Half the lowest or twice the highest rate, rounded to three digits.
-    """
-    if len(losses) >= MOST_RATES:
-        return None
-    best = min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
-    if best == min(losses):
-        return float(f"{best / 2:.3g}")
-    return float(f"{best * 2:.3g}") if best == max(losses) else None
+    """The rate to try after these, as a comparison's search does; a loss that is not finite is worse than any other."""
+    return rate_outside({rate: loss if math.isfinite(loss) else math.inf for rate, loss in losses.items()}, MOST_RATES)
 
 
 def package_data(recipe: Recipe, command: str, runs: Runs, rates: Rates) -> dict[str, Any]:

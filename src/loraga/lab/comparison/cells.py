@@ -123,14 +123,14 @@ def _of_variant(
         grid += [at(None, seed) for seed in searching]
     later: list[Cell] = []
     while True:
-        values = {rate: _mean([value_of(name(rate, seed)) for seed in searching]) for rate in rates}
+        found = {rate: [value_of(name(rate, seed)) for seed in searching] for rate in rates}
         waiting = [
             rate
-            for rate in rates
-            for seed in searching
-            if value_of(name(rate, seed)) is None and not failed(name(rate, seed))
+            for rate, values in found.items()
+            for seed, value in zip(searching, values, strict=True)
+            if value is None and not failed(name(rate, seed))
         ]
-        known = {rate: value for rate, value in values.items() if value is not None}
+        known = {rate: mean for rate, values in found.items() if (mean := _mean(values)) is not None}
         further = None if waiting or not comparison.grid.search else next_rate(known, MOST_RATES)
         if further is None:
             break

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SettingsError
 from ..interruption import Interrupted, interruptible
-from ..run_folder import LOG, METRICS, read_json, read_lines, write_json
+from ..run_folder import LOCK, LOG, METRICS, held, read_json, read_lines, write_json
 from .cell_run import FAILED, outcome_of
 from .cells import Cell, cell_folder, planned
 from .gather import gather
@@ -50,17 +50,10 @@ def compare(
         SettingsError: if the folder belongs to another comparison, or another process works in it.
         Interrupted: if it was asked to stop; each run that went on has written a checkpoint.
     """
-    from filelock import FileLock, Timeout
-
     take_folder(comparison)
-    try:
-        with FileLock(comparison.folder / ".lock", timeout=0):
-            _carry_out(comparison, workers, console, progress)
-            return report(comparison, command)
-    except Timeout as cause:
-        raise SettingsError(
-            f"another process works in {comparison.folder}; name another output_dir, or wait"
-        ) from cause
+    with held(comparison.folder):
+        _carry_out(comparison, workers, console, progress)
+        return report(comparison, command)
 
 
 def take_folder(comparison: Comparison) -> None:
@@ -76,7 +69,7 @@ def take_folder(comparison: Comparison) -> None:
     if folder.exists() and not folder.is_dir():
         raise SettingsError(f"{folder} is a file, not a folder; name another output_dir")
     if not (folder / OWN).is_file():
-        if folder.is_dir() and any(each.name != ".lock" for each in folder.iterdir()):
+        if folder.is_dir() and any(each.name != LOCK for each in folder.iterdir()):
             raise SettingsError(f"{folder} holds something else and no {OWN}; name another output_dir")
         write_json(folder / OWN, values)
         return

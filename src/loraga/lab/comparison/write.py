@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..errors import LabError
+from ..run_folder import write_whole
 from . import notes
 from .facts import facts_of, how_to_read
 from .figures import picture_bytes, pictures_of
@@ -51,7 +52,8 @@ def write_report(results: Results, folder: Path) -> dict[str, Path]:
     try:
         for name, content in report_files(results).items():
             written[name] = folder / name
-            _write_whole(written[name], content)
+            written[name].parent.mkdir(parents=True, exist_ok=True)
+            write_whole(written[name], content, on_disk=False)  # hundreds of them, and results.json makes them again
     except OSError as cause:
         raise LabError(
             f"cannot write {cause.filename or folder}: {cause.strerror or cause}; what is there is kept"
@@ -98,18 +100,3 @@ def readme(results: Results, tables: Sequence[Table], pictures: Sequence[Picture
         "All of it in one file: [report.html](report.html). Every table as CSV and LaTeX: `tables/`.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and moves it there: one that is there is never half written. Its folder is made.
-
-    It is not flushed to the disk first, as hundreds of files would take long: results.json makes all of them again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
