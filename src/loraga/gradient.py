@@ -145,6 +145,10 @@ def factor_matrix(gradient: Tensor, loss_terms: float) -> LowRankGradient:
         GradientError: if an entry is not finite.
     """
     require_finite(gradient)
+    d_out, d_in = gradient.shape
+    if d_out < d_in:  # LAPACK decomposes a tall matrix in half the time of a wide one
+        V, S, Uh = torch.linalg.svd(gradient.float().T, full_matrices=False)
+        return _with_fixed_signs(Uh.T, S, V.T, loss_terms)
     U, S, Vh = torch.linalg.svd(gradient.float(), full_matrices=False)
     return _with_fixed_signs(U, S, Vh, loss_terms)
 
