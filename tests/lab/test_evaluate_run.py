@@ -171,6 +171,18 @@ def test_rows_of_an_adapter_whose_scale_has_changed_since_are_refused(run, tmp_p
         evaluated(recipe)
 
 
+def test_rows_stay_good_when_peft_writes_its_sets_in_another_order(run, tmp_path, told):
+    recipe = run()
+    found = evaluated(recipe)
+    file = tmp_path / "run" / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert len(config["target_modules"]) > 1
+    file.write_text(json.dumps(config | {"target_modules": config["target_modules"][::-1]}))
+
+    assert evaluated(recipe, told=told) == found
+    assert told.work == []
+
+
 def test_rows_of_data_that_have_changed_since_are_refused(run, rows_file, tmp_path):
     shutil.copy(rows_file, tmp_path / "rows.jsonl")
     recipe = run(data=str(tmp_path / "rows.jsonl"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -158,13 +159,24 @@ def evaluate_result(
 
 def evaluation_settings(recipe: Recipe, saved: Path | None, rows: Sequence[Example]) -> dict[str, Any]:
     """What an evaluation depends on: saved model and rows by their checksums too, the rest by the recipe's keys."""
-    files = [] if saved is None else sorted([*saved.glob("*.safetensors"), *saved.glob("*config.json")])
     checksums = {}
-    for file in files:
-        with file.open("rb") as stream:
-            checksums[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if saved is not None:
+        checksums = {file.name: _file_checksum(file) for file in sorted(saved.glob("*.safetensors"))}
+        checksums |= {file.name: _values_checksum(file) for file in sorted(saved.glob("*config.json"))}
     values = recipe_values(recipe)
     return {"saved": checksums, "rows": digest_of(rows), **{key: values[key] for key in EVALUATION_KEYS}}
+
+
+def _file_checksum(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _values_checksum(file: Path) -> str:
+    """Of a JSON file's values: PEFT writes a set, such as target_modules, in another order in another process."""
+    values = json.loads(file.read_text())
+    ordered = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in values.items()}
+    return hashlib.sha256(json.dumps(ordered, sort_keys=True).encode()).hexdigest()
 
 
 def load_saved(recipe: Recipe, saved: Path | None) -> Any:
