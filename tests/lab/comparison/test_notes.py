@@ -71,6 +71,17 @@ def test_the_table_of_rates_says_what_its_mark_is():
     )
 
 
+def test_a_mean_over_more_seeds_than_its_neighbours_is_said_to_be_another_one():
+    at_best = {(each.variant, each.rank): each.learning_rate for each in RESULTS.best}
+    searched = replace(
+        RESULTS,
+        runs=tuple(run for run in RESULTS.runs if run.seed == 0 or run.learning_rate == at_best[run.variant, run.rank]),
+    )
+    for where in ("test", "validation"):
+        assert "chosen by the seeds that ran at every rate (0);" in rates_table(searched, where).notes[-1]
+        assert not any("every rate" in note for note in rates_table(RESULTS, where).notes)
+
+
 def test_the_table_of_suggested_rates_says_what_the_search_had_ahead():
     assert any("the suggestion is one" in note for note in auto_table(RESULTS).notes)
 

@@ -59,10 +59,12 @@ def of_rates(results: Results, where: str) -> tuple[str, ...]:
     """
     chosen = f"← the best rate, chosen by validation {_measure(results)}"
     other = "" if where == "validation" else ", which need not be the best on these rows"
-    return (
+    sentences = (
         "In brackets: how many seeds the mean is of, and which runs are not in it.",
         f"{chosen}{other}.",
+        _unequal_seeds(entries_of(results)),
     )
+    return tuple(sentence for sentence in sentences if sentence)
 
 
 def of_auto(results: Results) -> tuple[str, ...]:
@@ -164,6 +166,20 @@ def _chosen(results: Results, entries: Iterable[Entry]) -> str:
     if shown_rows(results) == "test":
         return f"{text}; test rows had no part in choosing it."
     return f"{text}. No test row was measured: what is shown are the same validation rows, so the best looks too good."
+
+
+def _unequal_seeds(entries: Iterable[Entry]) -> str:
+    """A mean over more seeds than its neighbours' is of other rows too, and may look worse than the rates it beat."""
+    for entry in entries:
+        seeds = [{run.seed for run in entry.at(rate)} for rate in entry.rates]
+        everywhere = set.intersection(*seeds) if seeds else set()
+        if any(each != everywhere for each in seeds):
+            names = " and ".join(map(str, sorted(everywhere))) or "none"
+            return (
+                f"The rate was chosen by the seeds that ran at every rate ({names}); the others ran at the best one "
+                "alone, so its mean is not to be compared with its neighbours'."
+            )
+    return ""
 
 
 def _measure(results: Results) -> str:
