@@ -185,8 +185,8 @@ def _require_different(cells: tuple[Cell, ...]) -> None:
     repeated = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
     if repeated:
         raise RecipeError([f"two cells are equal: {repeated[0]}; give one of the two methods another title"])
-    same = Counter(str({**vars(cell.recipe), "output_dir": None}) for cell in cells)
-    twice = next((cell.name for cell in cells if same[str({**vars(cell.recipe), "output_dir": None})] > 1), None)
+    settings = [str({**vars(cell.recipe), "output_dir": None}) for cell in cells]
+    twice = next((cell.name for cell, each in zip(cells, settings, strict=True) if settings.count(each) > 1), None)
     if twice is not None:
         raise RecipeError([f"two cells are equal but for their title: {twice}; remove one of the two methods"])
 
