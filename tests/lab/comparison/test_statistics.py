@@ -152,6 +152,15 @@ def test_a_difference_is_clear_where_its_interval_leaves_zero_out():
     assert not interval(pair([-1.0, 2.0, 3.0])).is_clear
 
 
+def test_a_difference_is_not_clear_where_one_seed_has_the_other_sign_or_none():
+    for other in (-0.1, 0.0):
+        found = interval(pair([1.0] * 5), pair([other] * 5))
+        assert found.low > 0
+        assert not found.is_clear
+        assert not interval(pair([-1.0] * 5), pair([-other] * 5)).is_clear
+    assert interval(pair([1.0] * 5), pair([0.1] * 5)).is_clear
+
+
 # differences of runs
 
 

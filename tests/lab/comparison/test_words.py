@@ -32,7 +32,7 @@ def test_shares_are_percentages_and_losses_are_not():
 
 def test_cells_keep_the_numbers_unrounded():
     assert PERCENT.spread(Spread(3, 0.5123, 0.0251)).values == (0.5123, 0.0251, 3)
-    assert PLAIN.difference(Difference(0.01234, -0.1, 0.2, 3)).values == (0.01234, -0.1, 0.2, 3)
+    assert PLAIN.difference(Difference(0.01234, -0.1, 0.2, (0.0, 0.0, 0.03702))).values == (0.01234, -0.1, 0.2, 3)
 
 
 def test_one_seed_is_said_and_nothing_is_a_dash():
@@ -41,9 +41,9 @@ def test_one_seed_is_said_and_nothing_is_a_dash():
     assert PLAIN.difference(None).text == DASH
 
 
-def test_differences_have_signs_and_a_mark_where_zero_is_outside():
-    assert PERCENT.difference(Difference(0.012, -0.005, 0.03, 3)).text == f"+1.2 [{MINUS}0.5, +3.0]"
-    assert PERCENT.difference(Difference(-0.02, -0.03, -0.01, 3)).text == f"{MINUS}2.0* [{MINUS}3.0, {MINUS}1.0]"
+def test_differences_have_signs_and_a_mark_where_they_are_clear():
+    assert PERCENT.difference(Difference(0.012, -0.005, 0.03, (0.012,))).text == f"+1.2 [{MINUS}0.5, +3.0]"
+    assert PERCENT.difference(Difference(-0.02, -0.03, -0.01, (-0.02,))).text == f"{MINUS}2.0* [{MINUS}3.0, {MINUS}1.0]"
 
 
 def test_what_is_not_finite_is_written_as_that():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .entries import Entry
     from .results import Results
 
+IS_CLEAR = "zero lies outside, and every seed by itself is on the same side"
 LISTED = 12  # names; beyond, the table itself has them
 
 
@@ -78,7 +79,7 @@ def of_auto(results: Results) -> tuple[str, ...]:
     """
     difference = (
         "Δ is the suggested rate's result minus that of the searched best with the same seed [95 % bootstrap interval "
-        f"over {shown_rows(results)} rows]; {CLEAR}: zero lies outside."
+        f"over {shown_rows(results)} rows]; {CLEAR}: {IS_CLEAR}."
     )
     return (
         "Suggested rate: geometric mean over seeds, with the lowest and the highest.",
@@ -102,7 +103,7 @@ def short(results: Results) -> tuple[str, ...]:
     found = [_seeds(entries), _chosen(results, entries), _not_searched(entries), _edges(results, entries)]
     difference = (
         f"Δ: difference to {results.reference} [95 % interval over {shown_rows(results)} rows, not over seeds]; "
-        f"{CLEAR}: zero lies outside."
+        f"{CLEAR}: {IS_CLEAR}."
     )
     return (*(sentence for sentence in found if sentence), difference)
 
@@ -221,8 +222,8 @@ def _difference(results: Results, pairs: Sequence[tuple[Entry, Entry | None]], i
     return (
         f"Δ is the difference to {results.reference} at its own best rate, {unit}with its 95 % bootstrap interval: "
         f"{shown_rows(results)} rows drawn anew, in pairs of one row and one seed ({seeds_text(least)} at least). It "
-        f"covers the draw of the rows, not that of the seeds. {CLEAR}: zero lies outside ({clear} of {count} "
-        "intervals; by chance alone about one in twenty would)."
+        f"covers the draw of the rows, not that of the seeds. {CLEAR}: {IS_CLEAR} ({clear} of {count}; by chance alone "
+        "up to one in twenty would)."
     )
 
 

@@ -56,18 +56,23 @@ class Difference:
         value: mean over rows, then over seeds.
         low: lower end of the 95 % interval.
         high: its upper end.
-        seeds: how many pairs of runs.
+        by_seed: mean over rows, a seed each.
     """
 
     value: float
     low: float
     high: float
-    seeds: int
+    by_seed: tuple[float, ...]
+
+    @property
+    def seeds(self) -> int:
+        """How many pairs of runs."""
+        return len(self.by_seed)
 
     @property
     def is_clear(self) -> bool:
-        """Whether zero lies outside the interval."""
-        return self.low > 0 or self.high < 0
+        """Whether zero lies outside the interval, on the same side of the difference in every seed."""
+        return (self.low > 0 and min(self.by_seed) > 0) or (self.high < 0 and max(self.by_seed) < 0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,10 @@ def paired_intervals(groups: Sequence[Sequence[Pair]], resamples: int = RESAMPLE
                 totals[place, start : start + len(column)] += column / len(groups[place])
     tail = (1 - CONFIDENCE) / 2
     ends = np.quantile(totals, [tail, 1 - tail], axis=1).T.tolist() if groups else []
-    return [Difference(_mean(pairs), low, high, len(pairs)) for pairs, (low, high) in zip(groups, ends, strict=True)]
+    return [
+        Difference(statistics.fmean(by_seed), low, high, by_seed)
+        for by_seed, (low, high) in zip(map(_means, groups), ends, strict=True)
+    ]
 
 
 def differences(
@@ -249,8 +257,8 @@ def _counts(generator: np.random.Generator, rows: int, size: int) -> NDArray[np.
     return np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows).astype(np.float64)
 
 
-def _mean(pairs: Sequence[Pair]) -> float:
-    return statistics.fmean(float(pair.differences @ pair.weights / pair.weights.sum()) for pair in pairs)
+def _means(pairs: Sequence[Pair]) -> tuple[float, ...]:
+    return tuple(float(pair.differences @ pair.weights / pair.weights.sum()) for pair in pairs)
 
 
 def _pairs(ours: Iterable[Run], theirs: Iterable[Run], quantity: Quantity, where: Where) -> list[Pair]:

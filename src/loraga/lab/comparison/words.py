@@ -74,7 +74,7 @@ class Scale:
         return Cell(f"{self.text(found.mean)} {spread}", (found.mean, found.std, found.count))
 
     def difference(self, found: Difference | None) -> Cell:
-        """A difference with its interval, marked where zero lies outside, with the values (value, low, high, seeds)."""
+        """A difference with its interval, marked where it is clear, with the values (value, low, high, seeds)."""
         if found is None:
             return Cell(NOTHING, (None, None, None, None))
         mark = CLEAR if found.is_clear else ""
