@@ -112,8 +112,8 @@ def test_measuring_leaves_the_model_as_it_was(folder):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("again", "peak"), [(0.5, 0.5), (2.0, 1.0), (1.0, 1.0)])
-def test_the_peak_that_counted_is_the_lower_one(folder, again, peak):
+@pytest.mark.parametrize(("again", "peak"), [(0.25, 0.5), (2.0, 1.0), (1.0, 1.0)])
+def test_the_peak_that_counted_is_the_geometric_mean_or_the_first_where_the_second_is_higher(folder, again, peak):
     folder.write_json(RATE, {"value": 1.0, "after_warm_up": {"step": 2, "value": again}})
 
     assert peak_rate(folder) == peak
@@ -129,14 +129,15 @@ def test_a_lower_rate_after_the_warm_up_lowers_what_the_schedule_gives_from_then
     trainer = train(folder, 5.0, [second(folder, told), rates])
 
     kept = folder.read_json(RATE)
-    lowered = kept["after_warm_up"]["value"]
+    again = kept["after_warm_up"]["value"]
+    lowered = math.sqrt(5.0 * again)
     assert (kept["value"], kept["after_warm_up"]["step"]) == (5.0, WARM_UP)
-    assert 0 < lowered < 5.0
+    assert 0 < again < 5.0
     assert peak_rate(folder) == lowered
     assert rates.used == pytest.approx(schedule_of(5.0, lowered), rel=1e-12)
     assert rates.scheduled == pytest.approx([*schedule_of(5.0, lowered)[1:], 0.0], rel=1e-12, abs=1e-15)
     assert [line["learning_rate"] for line in trainer.state.log_history if "loss" in line] == pytest.approx(rates.used)
-    assert told == [f"learning rate: the peak is lowered to {lowered:.2g}, measured again after the warm-up"]
+    assert told == [f"learning rate: {again:.2g} after the warm-up, so the peak is their geometric mean, {lowered:.2g}"]
 
 
 def test_a_higher_rate_after_the_warm_up_raises_nothing(folder):

@@ -1,11 +1,13 @@
 """`learning_rate: auto`: suggested before the first step, and measured again when the warm-up ends.
 
-The second measurement lowers the peak, never raises it: the first one sees a step that mostly learns the format of the
-answers (docs/learning-rate.md). Both are in the run's folder.
+The second measurement lowers the peak to the geometric mean of both, and never raises it: the first one sees a step
+that mostly learns the format of the answers and is often too high, the second one is mostly too low
+(docs/learning-rate.md). Both are in the run's folder.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +56,14 @@ def first_rate(
 
 
 def peak_rate(folder: RunFolder) -> float:
-    """The peak that counted: the lower of the two measurements."""
+    """The peak that counted: the first measurement, or the geometric mean of both where the second one is lower."""
     kept = folder.read_json(RATE)
-    return min(kept["value"], kept.get("after_warm_up", kept)["value"])
+    first, second = kept["value"], kept.get("after_warm_up", kept)["value"]
+    return first if second >= first else math.sqrt(first * second)
 
 
 class RateAfterWarmUp(TrainerCallback):
-    """Measures the rate again when the warm-up ends, and lowers the peak if it is lower now.
+    """Measures the rate again when the warm-up ends, and lowers the peak to the geometric mean if it is lower now.
 
     Args:
         folder: the run's.
@@ -94,8 +97,11 @@ class RateAfterWarmUp(TrainerCallback):
         if again.value >= kept["value"]:
             self._tell(f"learning rate: {again.value:.2g} after the warm-up, so the peak stays {kept['value']:.2g}")
             return
-        lower_peak(kwargs["optimizer"], kwargs["lr_scheduler"], again.value / kept["value"])
-        self._tell(f"learning rate: the peak is lowered to {again.value:.2g}, measured again after the warm-up")
+        peak = peak_rate(self._folder)
+        lower_peak(kwargs["optimizer"], kwargs["lr_scheduler"], peak / kept["value"])
+        self._tell(
+            f"learning rate: {again.value:.2g} after the warm-up, so the peak is their geometric mean, {peak:.2g}"
+        )
 
 
 def _suggested(model: Any, batches: Sequence[dict[str, Any]], seed: int, own: OwnTraining) -> SuggestedRate:
