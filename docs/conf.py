@@ -49,6 +49,8 @@ PAGES = {
         "docs/performance",
         "docs/architecture",
         "docs/results/LOG",
+        "docs/results/chain_sum/README",
+        "docs/results/sum_or_sign/README",
         "docs/results/inspect/inspect",
     ],
     "Reference": ["docs/reference", "CONTRIBUTING", "CHANGELOG"],
