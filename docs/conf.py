@@ -58,6 +58,7 @@ PAGES = {
 NOT_YET = {"docs/performance"}  # until the benchmarks write it
 include_patterns = ["*.md", "docs/**"]
 exclude_patterns = [".*", "docs/_build", "build", "dist", "runs", "demo_output", "search_output", "src", "tests"]
+exclude_patterns += ["docs/results/*/tables"]  # the page beside them holds them all
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_enable_extensions = ["dollarmath"]
