@@ -49,6 +49,7 @@ EVALUATION_KEYS = (
     ),
     *("per_device_eval_batch_size", "max_new_tokens", "samples", "temperature", "top_p"),
 )
+SETS = ("target_modules", "exclude_modules")  # of PEFT's configurations
 MERGEABLE = torch.float32  # in half precision a merged weight rounds the adapter away
 
 
@@ -173,9 +174,11 @@ def _file_checksum(file: Path) -> str:
 
 
 def _values_checksum(file: Path) -> str:
-    """Of a JSON file's values: PEFT writes a set, such as target_modules, in another order in another process."""
+    """Of a JSON file's values: PEFT writes a set in another order in another process."""
     values = json.loads(file.read_text())
-    ordered = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in values.items()}
+    ordered = {
+        key: sorted(value) if key in SETS and isinstance(value, list) else value for key, value in values.items()
+    }
     return hashlib.sha256(json.dumps(ordered, sort_keys=True).encode()).hexdigest()
 
 

@@ -170,7 +170,7 @@ def _chosen(results: Results, entries: Iterable[Entry]) -> str:
 
 
 def _unequal_seeds(entries: Iterable[Entry]) -> str:
-    """A mean over more seeds than its neighbours' is of other rows too, and may look worse than the rates it beat."""
+    """A mean over more seeds than its neighbours', and mostly of other rows, may look worse than the rates it beat."""
     for entry in entries:
         seeds = [{run.seed for run in entry.at(rate)} for rate in entry.rates]
         everywhere = set.intersection(*seeds) if seeds else set()

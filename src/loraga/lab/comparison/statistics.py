@@ -138,9 +138,9 @@ def paired_intervals(groups: Sequence[Sequence[Pair]], resamples: int = RESAMPLE
     """Mean differences with their percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13).
 
     A resample draws as many rows as there are, with replacement, and takes both runs' values of a row that is drawn.
-    Where seeds have equally many rows it draws once for all of them: the test rows are mostly the same rows in every
-    seed, and drawing anew in each would count a row that was seen three times as three rows, which makes the interval
-    too narrow. Where they are other rows in each, drawing once is right as well.
+    Where seeds have equally many rows it draws once for all of them: of a data set the test rows are the same rows in
+    every seed, and drawing anew in each would count a row that was seen three times as three rows, which makes the
+    interval too narrow. Where they are other rows in each, drawing once is right as well.
 
     Args:
         groups: the pairs of each difference: one a seed, at least one.
