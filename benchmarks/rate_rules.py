@@ -13,20 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import learning_rate
+from loraga.lab.comparison.cells import CELLS, name_part
 from loraga.lab.comparison.results import RESULTS, read_results
+from loraga.lab.rate import combined
 
 OUTPUT = learning_rate.RESULTS.with_name("rate_rules.json")
 RULES = {
     "the first": lambda first, again: first,
     "the lower one": min,
-    "geometric mean": lambda first, again: math.sqrt(first * min(first, again)),
+    "geometric mean": combined,
 }
 
 
@@ -57,8 +58,7 @@ def measured_cases(results: Path) -> Iterator[Case]:
 def compared_cases(folder: Path) -> Iterator[Case]:
     """The methods of a comparison that has ended, one rank each."""
     for best in read_results(folder / RESULTS).best:
-        slug = re.sub(r"[^a-z0-9+.]+", "-", best.variant.lower()).strip("-")
-        (file,) = folder.glob(f"cells/{slug}_*lrauto_seed*/learning_rate.json")
+        (file,) = folder.glob(f"{CELLS}/{name_part(best.variant)}_*lrauto_seed*/learning_rate.json")
         kept = json.loads(file.read_text())
         yield Case(folder.name, best.variant, best.learning_rate, kept["value"], kept["after_warm_up"]["value"])
 

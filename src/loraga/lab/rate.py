@@ -56,9 +56,13 @@ def first_rate(
 
 
 def peak_rate(folder: RunFolder) -> float:
-    """The peak that counted: the first measurement, or the geometric mean of both where the second one is lower."""
+    """The peak that counted, of one measurement or of both."""
     kept = folder.read_json(RATE)
-    first, second = kept["value"], kept.get("after_warm_up", kept)["value"]
+    return combined(kept["value"], kept.get("after_warm_up", kept)["value"])
+
+
+def combined(first: float, second: float) -> float:
+    """The first measurement, or the geometric mean of both where the second one is lower."""
     return first if second >= first else math.sqrt(first * second)
 
 
@@ -94,10 +98,10 @@ class RateAfterWarmUp(TrainerCallback):
             self._tell(f"learning rate: the peak stays {kept['value']:.2g}, no second measurement ({error})")
             return
         self._folder.write_json(RATE, {**kept, "after_warm_up": {"step": state.global_step, **again.to_dict()}})
-        if again.value >= kept["value"]:
+        peak = combined(kept["value"], again.value)
+        if peak == kept["value"]:
             self._tell(f"learning rate: {again.value:.2g} after the warm-up, so the peak stays {kept['value']:.2g}")
             return
-        peak = peak_rate(self._folder)
         lower_peak(kwargs["optimizer"], kwargs["lr_scheduler"], peak / kept["value"])
         self._tell(
             f"learning rate: {again.value:.2g} after the warm-up, so the peak is their geometric mean, {peak:.2g}"

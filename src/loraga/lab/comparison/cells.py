@@ -169,6 +169,11 @@ def cell_folder(folder: Path, name: str) -> Path:
     return folder / CELLS / name
 
 
+def name_part(title: str) -> str:
+    """A variant's title as the names of its cells begin with it."""
+    return re.sub(r"[^a-z0-9+.]+", "-", title.lower()).strip("-")
+
+
 def _mean(values: list[Value]) -> Value:
     """The mean of what is known; None if nothing is."""
     known = [value for value in values if value is not None]
@@ -176,7 +181,7 @@ def _mean(values: list[Value]) -> Value:
 
 
 def _name(variant: Variant, rank: int | None, learning_rate: float | None, seed: int) -> str:
-    title = re.sub(r"[^a-z0-9+.]+", "-", variant.title.lower()).strip("-")
+    title = name_part(variant.title)
     rate = "auto" if learning_rate is None else f"{learning_rate:g}"
     return "_".join([title, *([] if rank is None else [f"r{rank}"]), f"lr{rate}", f"seed{seed}"])
 
