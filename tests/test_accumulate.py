@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from loraga import GradientError
 from loraga.accumulate import FactorAccumulator, MatrixAccumulator, holds_matrix
@@ -152,6 +153,16 @@ def test_a_direction_that_only_a_late_batch_has_is_found():
     late = micro_batches(planted(96, 128, values=torch.tensor([0.5, 0.4, 0.3]), seed=5), 1, tokens=16, seed=6)
     matrix = dense_sum([*early, *late])
     assert relative_error(dense(stream([*early, *late], columns=4)), matrix) <= 1e-4
+
+
+def test_what_only_the_first_batch_has_gives_way_to_what_all_others_have():
+    first = micro_batches(planted(32, 32, seed=3, values=torch.full((24,), 0.02)), 1, tokens=24, seed=4)
+    others = micro_batches(planted(64, 96, seed=5), 16, tokens=16, seed=6, noise=0.5)
+    # in rows and columns of their own, where no power step turns the first batch's directions towards the others
+    padded = [(pad(X, (96, 0)), pad(dY, (64, 0))) for X, dY in first] + [
+        (pad(X, (0, 32)), pad(dY, (0, 32))) for X, dY in others
+    ]
+    assert residual_over_optimum(stream(padded), dense_sum(padded)) <= 1.01
 
 
 # ---- properties

@@ -65,7 +65,7 @@ class LowRankGradient:
         """Number of singular values above float32 rounding, counted as `torch.linalg.matrix_rank` does."""
         if self.columns == 0:  # the gradient of a scheme that uses none
             return 0
-        return _above_rounding(self.S, self.shape)
+        return int(_above_rounding(self.S, self.shape).sum())
 
     def coverage(self, columns: int) -> float:
         """Share of the gradient's squared Frobenius norm in its first singular values.
@@ -278,8 +278,10 @@ def project_sum(summands: Sequence[Summand], sketch: Tensor, iterations: int = 0
     return Product(left, right_basis.T)
 
 
-def leading_directions(projected: Product, count: int) -> Tensor:
-    """Gives the leading right singular vectors of a projection whose singular values are above float32 rounding.
+def found_directions(projected: Product, count: int) -> Tensor:
+    """Gives the first right vectors of a projection along which the sum is above float32 rounding.
+
+    The others are what QR fills a basis up with: rounding decides where they point.
 
     Args:
         projected: what `project_sum` gave, (d_out, w) times (w, d_in) with orthonormal rows.
@@ -288,11 +290,9 @@ def leading_directions(projected: Product, count: int) -> Tensor:
     Returns:
         The vectors as columns, (d_in, m), m <= count.
     """
-    left = projected.left.double()  # squaring the singular values in float32 would lose the small ones
-    squares, rotation = torch.linalg.eigh(left.T @ left)  # rising
     shape = (projected.left.shape[0], projected.right.shape[1])
-    count = min(count, _above_rounding(squares.clamp_min(0).sqrt(), shape))
-    return projected.right.T @ rotation.flip(1)[:, :count].float()
+    found = _above_rounding(torch.linalg.vector_norm(projected.left, dim=0), shape)
+    return projected.right[found][:count].T
 
 
 def times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
@@ -363,8 +363,8 @@ def require_finite(values: Tensor) -> None:
         raise GradientError("the gradient has entries that are not finite")
 
 
-def _above_rounding(values: Tensor, shape: tuple[int, int]) -> int:
-    return int((values > values.max() * max(shape) * torch.finfo(torch.float32).eps).sum())
+def _above_rounding(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return values > values.max() * max(shape) * torch.finfo(torch.float32).eps
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
