@@ -318,6 +318,7 @@ def test_a_value_that_is_not_finite_is_refused_wherever_it_is(bad, data):
 
 def test_finite_values_pass():
     require_finite(planted(3, 4, scale=1e30).matrix)
+    require_finite(torch.full((3, 4), 3e38))  # whose sum is not
 
 
 # ---- a LowRankGradient's own facts

@@ -67,13 +67,13 @@ class FactorAccumulator:
         call = Product(output_gradients.float().T, inputs.float(), weight)
         if self._probes is None:
             self._probes = self._random(call, PROBES)
-        directions = self._directions(call)
-        products = call.times(torch.cat([directions, self._probes], dim=1))
+        directions = torch.cat([*self._directions(call), self._probes], dim=1)
+        products = call.times(directions)
         sketch, probed = products[:, :-PROBES], products[:, -PROBES:]
         summands = [call]
         if self._kept is not None:
-            sketch = sketch + self._kept.times(directions)
-            summands.append(self._kept)
+            sketch = self._kept.times(directions[:, :-PROBES], sketch)
+            summands = [self._kept, call]
         found = project_sum(summands, sketch, self._iterations)
         if self._kept is None or self._probed is None:
             self._kept, self._probed = found, probed.clone()
@@ -82,7 +82,7 @@ class FactorAccumulator:
             self._kept.right.copy_(found.right)
             self._probed.add_(probed)
 
-    def _directions(self, call: Product) -> Tensor:
+    def _directions(self, call: Product) -> tuple[Tensor, ...]:
         """The first k right vectors kept so far, behind random ones that make them k + OVERSAMPLING.
 
         The right basis of the next projection keeps this order: what is new enters in front, and the vectors that add
@@ -90,9 +90,9 @@ class FactorAccumulator:
         """
         sought = self._columns + OVERSAMPLING
         if self._kept is None:
-            return self._random(call, sought)
+            return (self._random(call, sought),)
         known = found_directions(self._kept, self._columns)
-        return torch.cat([self._random(call, sought - known.shape[1]), known], dim=1)
+        return self._random(call, sought - known.shape[1]), known
 
     def _random(self, call: Product, count: int) -> Tensor:
         return random_directions(call.right.shape[1], count, self._generator, call.right.device)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -65,7 +64,7 @@ class LowRankGradient:
         """Number of singular values above float32 rounding, counted as `torch.linalg.matrix_rank` does."""
         if self.columns == 0:  # the gradient of a scheme that uses none
             return 0
-        return int(_above_rounding(self.S, self.shape).sum())
+        return _above_rounding(self.S, self.shape)
 
     def coverage(self, columns: int) -> float:
         """Share of the gradient's squared Frobenius norm in its first singular values.
@@ -193,12 +192,12 @@ def factor_projection(projected: Product, loss_terms: float) -> LowRankGradient:
 class Summand(Protocol):
     """One (d_out, d_in) matrix of a sum, known by its products with thin matrices."""
 
-    def times(self, matrix: Tensor) -> Tensor:
-        """Multiplies by (d_in, m) and gives (d_out, m)."""
+    def times(self, matrix: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Multiplies by (d_in, m) and gives (d_out, m), added to `plus` in place where that is given."""
         ...
 
-    def transpose_times(self, matrix: Tensor) -> Tensor:
-        """Multiplies the transpose by (d_out, m) and gives (d_in, m)."""
+    def transpose_times(self, matrix: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Multiplies the transpose by (d_out, m) and gives (d_in, m), added to `plus` in place where that is given."""
         ...
 
 
@@ -210,28 +209,28 @@ class Product:
     right: Tensor  # (m, d_in)
     scale: float = 1.0
 
-    def times(self, matrix: Tensor) -> Tensor:
-        """Multiplies by (d_in, m) and gives (d_out, m)."""
-        return self.left @ (self.right @ (self.scale * matrix))
+    def times(self, matrix: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Multiplies by (d_in, m) and gives (d_out, m), added to `plus` in place where that is given."""
+        return _product(self.left, self.right @ matrix, self.scale, plus)
 
-    def transpose_times(self, matrix: Tensor) -> Tensor:
-        """Multiplies the transpose by (d_out, m) and gives (d_in, m)."""
-        return self.right.T @ (self.left.T @ (self.scale * matrix))
+    def transpose_times(self, matrix: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Multiplies the transpose by (d_out, m) and gives (d_in, m), added to `plus` in place where that is given."""
+        return _product(self.right.T, self.left.T @ matrix, self.scale, plus)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A (d_out, d_in) matrix that is at hand, in float32."""
+    """A (d_out, d_in) matrix that is at hand."""
 
     values: Tensor
 
-    def times(self, matrix: Tensor) -> Tensor:
-        """Multiplies by (d_in, m) and gives (d_out, m)."""
-        return self.values @ matrix
+    def times(self, matrix: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Multiplies by (d_in, m) and gives (d_out, m), added to `plus` in place where that is given."""
+        return _product(self.values, matrix, 1.0, plus)
 
-    def transpose_times(self, matrix: Tensor) -> Tensor:
-        """Multiplies the transpose by (d_out, m) and gives (d_in, m)."""
-        return self.values.T @ matrix
+    def transpose_times(self, matrix: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Multiplies the transpose by (d_out, m) and gives (d_in, m), added to `plus` in place where that is given."""
+        return _product(self.values.T, matrix, 1.0, plus)
 
 
 def factor_sum(summands: Sequence[Summand], sketch: Tensor, loss_terms: float, iterations: int = 0) -> LowRankGradient:
@@ -291,8 +290,8 @@ def found_directions(projected: Product, count: int) -> Tensor:
         The vectors as columns, (d_in, m), m <= count.
     """
     shape = (projected.left.shape[0], projected.right.shape[1])
-    found = _above_rounding(torch.linalg.vector_norm(projected.left, dim=0), shape)
-    return projected.right[found][:count].T
+    count = min(count, _above_rounding(torch.linalg.vector_norm(projected.left, dim=0), shape))
+    return projected.right[:count].T
 
 
 def times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
@@ -305,7 +304,11 @@ def times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
     Returns:
         The product, (d_out, m).
     """
-    return _sum([summand.times(matrix) for summand in summands])
+    total = None
+    for summand in summands:
+        total = summand.times(matrix, total)
+    assert total is not None
+    return total
 
 
 def transpose_times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
@@ -318,7 +321,11 @@ def transpose_times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
     Returns:
         The product, (d_in, m).
     """
-    return _sum([summand.transpose_times(matrix) for summand in summands])
+    total = None
+    for summand in summands:
+        total = summand.transpose_times(matrix, total)
+    assert total is not None
+    return total
 
 
 def layer_generator(seed: int, layer: str) -> torch.Generator:
@@ -359,16 +366,21 @@ def require_finite(values: Tensor) -> None:
     Raises:
         GradientError: if an entry is NaN or infinite.
     """
-    if values.numel() and not torch.isfinite(torch.stack(values.aminmax())).all():  # a NaN is both extremes
+    # finite values may overflow in their sum, so that only a second look tells
+    if not math.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise GradientError("the gradient has entries that are not finite")
 
 
-def _above_rounding(values: Tensor, shape: tuple[int, int]) -> Tensor:
-    return values > values.max() * max(shape) * torch.finfo(torch.float32).eps
+def _above_rounding(values: Tensor, shape: tuple[int, int]) -> int:
+    listed = values.tolist()
+    return sum(value > max(listed) * max(shape) * torch.finfo(torch.float32).eps for value in listed)
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
-    return reduce(torch.add, terms)
+def _product(left: Tensor, right: Tensor, scale: float, plus: Tensor | None) -> Tensor:
+    if plus is not None:
+        return plus.addmm_(left, right, alpha=scale)
+    product = left @ right
+    return product if scale == 1 else product.mul_(scale)
 
 
 def _norm(values: Tensor) -> float:
