@@ -15,12 +15,17 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RATIOS_OF = ("start_time", "start_memory", "step_time", "files_time")
-SCRIPTS = (*RATIOS_OF, "start_parts", "residual_time", "growth")
+SCRIPTS = (*RATIOS_OF, "residual_time", "growth")
 INTRODUCTION = """# Performance
 
 Written by `make bench` from `benchmarks/results/*.json`. Absolute times mean little: each figure is a ratio of two
 measurements taken in turn in one run, with its spread. The yardstick of a start is the forward and backward of a LoRA
 training step on the same micro-batches with the adapters attached: what training pays next anyway.
+"""
+PARTS = """### Where a start's time goes
+
+Seconds in each part of `initialize` over those of the yardstick of the same rank, in the same runs.
+
 """
 
 
@@ -45,8 +50,9 @@ def page(results: Path) -> str:
     read = {script: json.loads((results / f"{script}.json").read_text()) for script in SCRIPTS}
     parts = [
         INTRODUCTION,
-        *(section(script, read[script]) for script in RATIOS_OF),
-        parts_section(read["start_parts"]),
+        section("start_time", read["start_time"]),
+        PARTS + parts_table(read["start_time"]["parts"]),
+        *(section(script, read[script]) for script in RATIOS_OF[1:]),
         f"## What a nearer result costs\n\n{residual_table(read['residual_time']['rows'])}",
         "![residual against time](../benchmarks/results/residual_time.png)",
         f"## Growth\n\n{growth_table(read['growth']['growth'])}",
@@ -57,11 +63,6 @@ def page(results: Path) -> str:
 
 def section(script: str, read: dict[str, Any]) -> str:
     return f"## {read['title']}\n\n{settings(script, read)}\n\n{table(RATIOS, map(ratio_cells, read['ratios']))}"
-
-
-def parts_section(read: dict[str, Any]) -> str:
-    listed = settings("start_parts", read)
-    return f"## {read['title']}\n\nOver the yardstick of the same rank. {listed}\n\n{parts_table(read['parts'])}"
 
 
 def settings(script: str, read: dict[str, Any]) -> str:

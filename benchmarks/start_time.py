@@ -8,7 +8,12 @@ Run from a checkout:
 
 from __future__ import annotations
 
+from collections import Counter
+
+from peft import PeftModel
+
 from pairs import Case, Ratio, in_turn, ratio, report
+from start_parts import shares, timed_parts
 from subjects import (
     Batch,
     Subject,
@@ -30,8 +35,9 @@ def main() -> None:
     arguments_of.add_argument("--rounds", type=int, default=5)
     arguments = arguments_of.parse_args()
     given = subject(arguments, BATCHES, ROWS, LENGTH)
+    parts: dict[int, list[Counter[str]]] = {rank: [] for rank in BOUNDS}
     seconds = in_turn(
-        {name: case for rank in BOUNDS for name, case in cases_of(given, rank).items()}, arguments.rounds
+        {name: case for rank in BOUNDS for name, case in cases_of(given, rank, parts[rank]).items()}, arguments.rounds
     ) | in_turn(few_batches(given), arguments.rounds)
     ratios = [one for rank, bound in BOUNDS.items() for one in ratios_of(seconds, rank, bound)] + [
         ratio(seconds, "initialize, one micro-batch", "Algorithm 1, one micro-batch"),
@@ -40,16 +46,30 @@ def main() -> None:
     ]
     path = arguments.output / "start_time.json" if arguments.output else None
     settings = {"micro_batches": BATCHES, "rows": ROWS, "length": LENGTH, "rounds": arguments.rounds}
-    report("Time of a start", path, settings, ratios, seconds=seconds)
+    of_yardstick = {
+        rank: shares(parts[rank], seconds[f"initialize, r={rank}"], seconds[f"{YARDSTICK}, r={rank}"])
+        for rank in BOUNDS
+    }
+    for rank, listed in of_yardstick.items():
+        print(f"r={rank}: " + ", ".join(f"{name} {share:.3f}" for name, share in listed.items()), flush=True)
+    report("Time of a start", path, settings, ratios, seconds=seconds, parts=of_yardstick)
 
 
-def cases_of(given: Subject, rank: int) -> dict[str, Case]:
+def cases_of(given: Subject, rank: int, parts: list[Counter[str]]) -> dict[str, Case]:
     trained = given.adapted(rank)
     return {
         f"{YARDSTICK}, r={rank}": Case(lambda _: forward_and_backward(trained, given.batches)),
-        f"initialize, r={rank}": start(given, given.batches, rank),
+        f"initialize, r={rank}": Case(
+            lambda model: parts.append(profiled(model, given.batches)), lambda: given.adapted(rank)
+        ),
         f"{PEFT}, r={rank}": Case(lambda model: start_with_peft(model, given.batches, rank), given.base),
     }
+
+
+def profiled(model: PeftModel, batches: list[Batch]) -> Counter[str]:
+    with timed_parts() as seconds:
+        start_with_loraga(model, batches)
+    return seconds
 
 
 def ratios_of(seconds: dict[str, list[float]], rank: int, bound: float) -> list[Ratio]:
