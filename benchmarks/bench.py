@@ -24,7 +24,7 @@ training step on the same micro-batches with the adapters attached: what trainin
 """
 PARTS = """### Where a start's time goes
 
-Seconds in each part of `initialize` over those of the yardstick of the same rank, in the same runs.
+Seconds in each part of `initialize` over those of the yardstick, in the same runs.
 
 """
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import get_peft_model
+from transformers.initialization import no_init_weights
 
 from pairs import Ratio, report
 from step_time import stepper
@@ -31,11 +32,21 @@ TARGETS = {"T5-base": ["q", "k", "v", "o", "wi", "wo"], "Llama": lora(8).target_
 def shaped(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """A model with random weights in the published widths, and a batch for it."""
     generator = torch.Generator().manual_seed(0)
-    if name == "T5-base":
-        config = transformers.T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12, decoder_start_token_id=0)
-        ids = torch.randint(1, 32_000, (4, 64), generator=generator)
-        return transformers.T5ForConditionalGeneration(config), {"input_ids": ids, "labels": ids[:, :16].clone()}
-    # Llama 2 7B's layers at half of its width, four of them
+    with no_init_weights():  # transformers draws some of them twice
+        model, batch = t5_base(generator) if name == "T5-base" else llama(generator)
+    for parameter in model.parameters():
+        parameter.data.uniform_(-0.05, 0.05, generator=generator)
+    return model, batch
+
+
+def t5_base(generator: torch.Generator) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    config = transformers.T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12, decoder_start_token_id=0)
+    ids = torch.randint(1, 32_000, (4, 64), generator=generator)
+    return transformers.T5ForConditionalGeneration(config), {"input_ids": ids, "labels": ids[:, :16].clone()}
+
+
+def llama(generator: torch.Generator) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Llama 2 7B's layers at half of its width, four of them."""
     config = transformers.LlamaConfig(
         hidden_size=2048, intermediate_size=5504, num_hidden_layers=4, num_attention_heads=16
     )

@@ -1,6 +1,7 @@
 """Time of a start, over the forward and backward passes of a LoRA training step on the same micro-batches.
 
-SmolLM2-135M, 8 micro-batches of 512 tokens, all linear layers. The yardstick is what the user pays next anyway.
+SmolLM2-135M, 8 micro-batches of 512 tokens, all linear layers. The yardstick is what the user pays next anyway; its
+adapter has rank 8, with which it is a little shorter than with rank 32.
 Run from a checkout:
 
     python benchmarks/start_time.py --data ../shared/data/gsm8k/train.jsonl
@@ -36,9 +37,11 @@ def main() -> None:
     arguments = arguments_of.parse_args()
     given = subject(arguments, BATCHES, ROWS, LENGTH)
     parts: dict[int, list[Counter[str]]] = {rank: [] for rank in BOUNDS}
-    seconds = in_turn(
-        {name: case for rank in BOUNDS for name, case in cases_of(given, rank, parts[rank]).items()}, arguments.rounds
-    ) | in_turn(few_batches(given), arguments.rounds)
+    trained = given.adapted(min(BOUNDS))
+    cases = {YARDSTICK: Case(lambda _: forward_and_backward(trained, given.batches))}
+    for rank in BOUNDS:
+        cases |= starts(given, rank, parts[rank])
+    seconds = in_turn(cases, arguments.rounds) | in_turn(few_batches(given), arguments.rounds)
     ratios = [one for rank, bound in BOUNDS.items() for one in ratios_of(seconds, rank, bound)] + [
         ratio(seconds, "initialize, one micro-batch", "Algorithm 1, one micro-batch"),
         ratio(seconds, "initialize, one micro-batch", "EVA, one micro-batch"),
@@ -46,19 +49,14 @@ def main() -> None:
     ]
     path = arguments.output / "start_time.json" if arguments.output else None
     settings = {"micro_batches": BATCHES, "rows": ROWS, "length": LENGTH, "rounds": arguments.rounds}
-    of_yardstick = {
-        rank: shares(parts[rank], seconds[f"initialize, r={rank}"], seconds[f"{YARDSTICK}, r={rank}"])
-        for rank in BOUNDS
-    }
+    of_yardstick = {rank: shares(parts[rank], seconds[f"initialize, r={rank}"], seconds[YARDSTICK]) for rank in BOUNDS}
     for rank, listed in of_yardstick.items():
         print(f"r={rank}: " + ", ".join(f"{name} {share:.3f}" for name, share in listed.items()), flush=True)
     report("Time of a start", path, settings, ratios, seconds=seconds, parts=of_yardstick)
 
 
-def cases_of(given: Subject, rank: int, parts: list[Counter[str]]) -> dict[str, Case]:
-    trained = given.adapted(rank)
+def starts(given: Subject, rank: int, parts: list[Counter[str]]) -> dict[str, Case]:
     return {
-        f"{YARDSTICK}, r={rank}": Case(lambda _: forward_and_backward(trained, given.batches)),
         f"initialize, r={rank}": Case(
             lambda model: parts.append(profiled(model, given.batches)), lambda: given.adapted(rank)
         ),
@@ -73,10 +71,10 @@ def profiled(model: PeftModel, batches: list[Batch]) -> Counter[str]:
 
 
 def ratios_of(seconds: dict[str, list[float]], rank: int, bound: float) -> list[Ratio]:
-    yardstick, ours, peft = (f"{name}, r={rank}" for name in (YARDSTICK, "initialize", PEFT))
+    ours, peft = f"initialize, r={rank}", f"{PEFT}, r={rank}"
     return [
-        ratio(seconds, ours, yardstick, bound),
-        ratio(seconds, peft, yardstick),
+        ratio(seconds, ours, YARDSTICK, bound),
+        ratio(seconds, peft, YARDSTICK),
         ratio(seconds, ours, peft, 1.0),
     ]
 
