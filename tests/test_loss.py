@@ -1,20 +1,10 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from loraga import BatchError
-from loraga.loss import (
-    collect_micro_batches,
-    few_tokens,
-    loss_terms,
-    mean_loss,
-    move_to,
-    one_example,
-    shifts_labels,
-)
+from loraga.loss import collect_micro_batches, loss_terms, mean_loss, move_to, one_example, shifts_labels
 from tests import models
 from tests.architectures.kinds import causal_batch
 
@@ -173,46 +163,3 @@ def test_one_example_of_a_batch_is_the_one_with_the_most_labels():
 def test_a_batch_that_may_not_have_one_row_an_example_is_left_whole(more):
     batch = {**causal_batch(torch.Generator().manual_seed(0)), **more}
     assert one_example(batch) is batch
-
-
-LLAMA = models.build("Llama")
-
-
-def labelled_example(length, first, last):
-    ids = torch.arange(length)[None]
-    labels = torch.where((ids >= first) & (ids < last), ids, -100)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-
-
-@given(st.integers(2, 40), st.data())
-def test_a_few_tokens_are_neighbours_and_hold_the_first_label_that_is_scored(length, data):
-    first = data.draw(st.integers(0, length - 2))
-    example = labelled_example(length, first, data.draw(st.integers(max(first, 1) + 1, length)))
-    count = data.draw(st.integers(2, 40))
-    few = few_tokens(LLAMA, example, count)
-    ids = few["input_ids"][0]
-    assert len(ids) == min(length, count)
-    assert torch.equal(ids, torch.arange(int(ids[0]), int(ids[0]) + len(ids)))
-    assert all(torch.equal(few[key], example[key][:, ids]) for key in example)
-    assert max(first, 1) in few["labels"][0, 1:]
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"pixel_values": torch.zeros(1, 14)},
-        {"attention_mask": torch.ones(1, 1, 14, 14)},
-        {"labels": torch.zeros(1, dtype=torch.long)},
-        {"labels": torch.full((1, 14), -100)},
-        {"labels": None},
-        {"attention_mask": None},
-    ],
-)
-def test_an_example_is_left_whole_where_cutting_it_is_not_sure_to_leave_a_batch(more):
-    example = {**labelled_example(14, 5, 9), **more}
-    assert few_tokens(LLAMA, example, 4) is example
-
-
-def test_an_example_is_left_whole_where_the_model_is_not_causal():
-    example = labelled_example(14, 5, 9)
-    assert few_tokens(models.build("BERT"), example, 4) is example

@@ -16,7 +16,7 @@ from .adapter import carry, uncarry
 from .errors import AdapterError, GradientError, OffsetError, ScalingError
 from .estimate import Estimator, estimate_gradients
 from .layers import active_adapter, adapters_disabled, base_layer, lora_layers, only_adapter, require_unmerged
-from .loss import few_tokens, one_example, take_batches
+from .loss import one_example, take_batches
 from .offset import attach_offset, detach_offset, trained_factors
 from .outputs import are_equal, model_outputs, relative_change
 from .passes import gradient_pass, same_random_states
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 Offset = Literal["adapter", "none", "weights"]
 Missing = Literal["error", "lora"]
 
-CHECKED_TOKENS = 32
 DEFAULT_GAMMA = {"adapter": 16.0, "weights": 16.0, "none": 65536.0}
 
 logger = logging.getLogger("loraga")
@@ -101,7 +100,7 @@ def initialize(
             plain LoRA and say so).
         adapter_name: the adapter; by default the active one.
         seed: of every random choice made here; the global random states are not touched.
-        check: compare the model's outputs on the first batch (with offset="adapter" on a few tokens of it) before and
+        check: compare the model's outputs on the first batch (with offset="adapter" on one example of it) before and
             after, and undo everything if they moved.
         max_change: largest relative change of the outputs that offset="none" may make.
         allow_rounding: accept offset="weights" on half-precision weights.
@@ -245,8 +244,8 @@ def _write_and_check(
     if not batches:
         return None, _write(layers, name, starts, plan)
     batch = batches[0]
-    if plan.offset == "adapter" and plan.loss is None:  # equal bit for bit or not: a few tokens tell
-        batch = few_tokens(model, one_example(batch), CHECKED_TOKENS)
+    if plan.offset == "adapter" and plan.loss is None:  # equal bit for bit or not: one example tells
+        batch = one_example(batch)
     with gradient_pass(model):
         with adapters_disabled(model):
             before = _outputs(model, batch, plan)

@@ -19,7 +19,6 @@ LossFunction = Callable[[nn.Module, Batch], Tensor]
 WeightFunction = Callable[[Batch], float]
 
 IGNORED_LABEL = -100
-TOKEN_KEYS = {"input_ids", "attention_mask", "labels", "position_ids", "token_type_ids"}
 SHIFTED_LOSSES = ("ForCausalLM", "ForConditionalGeneration")
 
 
@@ -212,31 +211,6 @@ def one_example(inputs: Batch) -> Batch:
     if labels is not None and labels.ndim > 1 and not labels.is_floating_point():
         row = int((labels[:, 1:] != IGNORED_LABEL).flatten(1).sum(dim=1).argmax())
     return {key: value[row : row + 1] for key, value in inputs.items()}
-
-
-def few_tokens(model: nn.Module, example: Batch, count: int) -> Batch:
-    """Cuts a causal model's example to neighbouring tokens, the first label that it scores among them.
-
-    Args:
-        model: the model; others than causal ones may ask for a length of their own (attention in blocks).
-        example: a batch of one example for a model's own loss.
-        count: how many tokens to take, at least 2, since the first is not scored.
-
-    Returns:
-        The tokens as a batch; the example itself where the model is not causal, or the example is no longer, has no
-        label, or holds anything but tensors with one entry a token.
-    """
-    labels = example.get("labels")
-    if not shifts_labels(model) or not example.keys() <= TOKEN_KEYS or not isinstance(labels, Tensor):
-        return example
-    one_a_token = all(isinstance(value, Tensor) and value.shape == labels.shape for value in example.values())
-    if not one_a_token or labels.shape[-1] <= count:
-        return example
-    scored = (labels[0, 1:] != IGNORED_LABEL).nonzero()
-    if not len(scored):
-        return example
-    start = min(int(scored[0]), labels.shape[1] - count)
-    return {key: value[:, start : start + count] for key, value in example.items()}
 
 
 def move_to(value: Any, device: torch.device) -> Any:
