@@ -2,7 +2,7 @@
 # make test     run the tests
 # make torture  try all of what `make test` samples, say how much that was, and write docs/architectures.md and trainers.md
 # make mutants  put deliberate defects into copies of the source, and look that each fails a test
-# make bench    measure speed and memory against PEFT, and write docs/performance.md (some 25 minutes)
+# make bench    measure speed and memory against PEFT, and write docs/performance.md (some 20 minutes)
 # make check    lint, format, types, docstrings, pages
 # make docs     build the pages into docs/_build/html; a broken link or anchor between them is an error
 # make clean    remove .venv, caches and build output

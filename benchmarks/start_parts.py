@@ -43,8 +43,9 @@ def timed_parts() -> Iterator[Counter[str]]:
 
 
 def shares(parts: Sequence[Counter[str]], wholes: Sequence[float], yardsticks: Sequence[float]) -> dict[str, float]:
-    """Median over the rounds of each part's seconds over the yardstick's."""
+    """Median over the rounds of each part's seconds over the yardstick's, and of all of them together."""
     rounds = [
         ({**part, BASE: whole - part.total()}, of) for part, whole, of in zip(parts, wholes, yardsticks, strict=True)
     ]
-    return {name: statistics.median(part[name] / of for part, of in rounds) for name in (BASE, *PARTS)}
+    found = {name: statistics.median(part[name] / of for part, of in rounds) for name in (BASE, *PARTS)}
+    return {**found, "together": statistics.median(whole / of for whole, of in zip(wholes, yardsticks, strict=True))}

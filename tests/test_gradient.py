@@ -18,8 +18,8 @@ from loraga.gradient import (
     factor_product,
     factor_projection,
     factor_sum,
-    found_directions,
     layer_generator,
+    leading_directions,
     project_sum,
     random_directions,
     require_finite,
@@ -248,16 +248,13 @@ def test_a_projection_is_the_sum_on_an_orthonormal_right_basis(d_out, d_in, colu
 
 
 @pytest.mark.parametrize("shape", [(40, 100), (100, 40)])
-def test_found_directions_are_the_first_of_the_basis_without_what_qr_filled_it_up_with(shape):
-    gradient = planted(*shape, seed=2, values=10.0 ** -torch.arange(4))
-    product = Product((gradient.U * gradient.S).float(), gradient.Vh.float())
-    sketch = product.times(random_directions(shape[1], 9, layer_generator(0, "l"), torch.device("cpu")))
-    projected = project_sum([product], sketch)
-    directions = found_directions(projected, 9)
-    assert projected.right.shape == (9, shape[1])
-    assert directions.shape == (shape[1], 4)
-    assert_close(projector(directions), projector(gradient.Vh.T), 1e-3)
-    assert torch.equal(found_directions(projected, 2), projected.right[:2].T)
+def test_leading_directions_are_the_projections_right_singular_vectors_down_to_small_values(shape):
+    gradient = planted(*shape, seed=2, values=10.0 ** -torch.arange(7))
+    projected = project_sum([Product((gradient.U * gradient.S).float(), gradient.Vh.float())], gradient.matrix.float())
+    directions = leading_directions(projected, 5)
+    reference = reference_svd(projected.left.double() @ projected.right.double())
+    assert directions.shape == (shape[1], 5)
+    assert_close((directions.double() * reference.Vh[:5].T).sum(0).abs(), torch.ones(5), 1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

@@ -22,7 +22,7 @@ from .gradient import (
     factor_matrix,
     factor_projection,
     factor_sum,
-    found_directions,
+    leading_directions,
     project_sum,
     random_directions,
     require_finite,
@@ -48,8 +48,8 @@ class Accumulator(Protocol):
 class FactorAccumulator:
     """Keeps k + OVERSAMPLING columns of factors, into which each call's product is merged by a range finder.
 
-    The range finder begins at a few random directions and k of the right vectors kept so far, so that a merge sees what
-    is new and refines what the merges before it found. Memory is (k + OVERSAMPLING + PROBES) * (d_in + d_out)
+    The range finder begins at the k leading right vectors kept so far and a few random directions, so that a merge
+    refines what the merges before it found and sees what is new. Memory is (k + OVERSAMPLING + PROBES) * (d_in + d_out)
     floats, whatever the number of micro-batches. What is left out is estimated by independent random probes of the
     whole sum, which add exactly.
     """
@@ -83,16 +83,12 @@ class FactorAccumulator:
             self._probed.add_(probed)
 
     def _directions(self, call: Product) -> tuple[Tensor, ...]:
-        """The first k right vectors kept so far, behind random ones that make them k + OVERSAMPLING.
-
-        The right basis of the next projection keeps this order: what is new enters in front, and the vectors that add
-        least to all before them fall off at the end.
-        """
+        """The leading right vectors kept so far, and random ones up to k + OVERSAMPLING."""
         sought = self._columns + OVERSAMPLING
         if self._kept is None:
             return (self._random(call, sought),)
-        known = found_directions(self._kept, self._columns)
-        return self._random(call, sought - known.shape[1]), known
+        known = leading_directions(self._kept, self._columns)
+        return known, self._random(call, sought - known.shape[1])
 
     def _random(self, call: Product, count: int) -> Tensor:
         return random_directions(call.right.shape[1], count, self._generator, call.right.device)

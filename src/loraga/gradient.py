@@ -277,10 +277,8 @@ def project_sum(summands: Sequence[Summand], sketch: Tensor, iterations: int = 0
     return Product(left, right_basis.T)
 
 
-def found_directions(projected: Product, count: int) -> Tensor:
-    """Gives the first right vectors of a projection along which the sum is above float32 rounding.
-
-    The others are what QR fills a basis up with: rounding decides where they point.
+def leading_directions(projected: Product, count: int) -> Tensor:
+    """Gives the leading right singular vectors of a projection whose singular values are above float32 rounding.
 
     Args:
         projected: what `project_sum` gave, (d_out, w) times (w, d_in) with orthonormal rows.
@@ -289,9 +287,11 @@ def found_directions(projected: Product, count: int) -> Tensor:
     Returns:
         The vectors as columns, (d_in, m), m <= count.
     """
+    left = projected.left.double()  # squaring the singular values in float32 would lose the small ones
+    squares, rotation = torch.linalg.eigh(left.T @ left)  # rising
     shape = (projected.left.shape[0], projected.right.shape[1])
-    count = min(count, _above_rounding(torch.linalg.vector_norm(projected.left, dim=0), shape))
-    return projected.right[:count].T
+    count = min(count, _above_rounding(squares.clamp_min(0).sqrt(), shape))
+    return projected.right.T @ rotation.flip(1)[:, :count].float()
 
 
 def times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
@@ -373,7 +373,8 @@ def require_finite(values: Tensor) -> None:
 
 def _above_rounding(values: Tensor, shape: tuple[int, int]) -> int:
     listed = values.tolist()
-    return sum(value > max(listed) * max(shape) * torch.finfo(torch.float32).eps for value in listed)
+    rounding = max(listed) * max(shape) * torch.finfo(torch.float32).eps
+    return sum(value > rounding for value in listed)
 
 
 def _product(left: Tensor, right: Tensor, scale: float, plus: Tensor | None) -> Tensor:
