@@ -304,10 +304,9 @@ def times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
     Returns:
         The product, (d_out, m).
     """
-    total = None
-    for summand in summands:
+    total = summands[0].times(matrix)
+    for summand in summands[1:]:
         total = summand.times(matrix, total)
-    assert total is not None
     return total
 
 
@@ -321,10 +320,9 @@ def transpose_times(summands: Sequence[Summand], matrix: Tensor) -> Tensor:
     Returns:
         The product, (d_in, m).
     """
-    total = None
-    for summand in summands:
+    total = summands[0].transpose_times(matrix)
+    for summand in summands[1:]:
         total = summand.transpose_times(matrix, total)
-    assert total is not None
     return total
 
 
