@@ -2,7 +2,7 @@
 
 Above the peak of the yardstick (forward and backward of LoRA on the same micro-batches) on SmolLM2-135M, against PEFT's
 lora_ga; over numbers of micro-batches; and against one whole LoRA training step on shapes of T5-base and of a Llama.
-Linux only. Run from a checkout:
+Two processes of one thread run at a time: only their time would suffer. Linux only. Run from a checkout:
 
     python benchmarks/start_memory.py --data ../shared/data/gsm8k/train.jsonl
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
+from multiprocessing import connection
 from pathlib import Path
 
 import torch
@@ -89,24 +90,38 @@ def measure(arguments: argparse.Namespace, case: str) -> int:
     return peak_above_start(lambda: start_with_loraga(model, given.batches))
 
 
-def in_own_process(arguments: argparse.Namespace, name: str, case: str) -> int:
-    """One case in a fork of this process, which has imported the libraries and used none of them."""
+def in_own_processes(arguments: argparse.Namespace, cases: dict[str, str]) -> dict[str, int]:
+    """Each case in a fork of this process, which has imported the libraries and used none of them; two at a time."""
     fork = multiprocessing.get_context("fork")
     answers = fork.SimpleQueue()
-    process = fork.Process(target=lambda: answers.put(measure(arguments, case)))
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise SystemExit(f"{name}: the process ended with {process.exitcode}")
-    found = answers.get()
-    print(f"{name}: {found / MEBIBYTE:.0f} MiB", flush=True)
-    return found
+    waiting = [
+        fork.Process(target=answer, args=(answers, arguments, name, case), name=name) for name, case in cases.items()
+    ]
+    running, peaks = [], {}
+    while waiting or running:
+        while waiting and len(running) < 2:
+            running.append(waiting.pop(0))
+            running[-1].start()
+        ended = connection.wait([process.sentinel for process in running])
+        for process in [process for process in running if process.sentinel in ended]:
+            running.remove(process)
+            process.join()
+            if process.exitcode != 0:
+                raise SystemExit(f"{process.name}: the process ended with {process.exitcode}")
+            name, peaks[name] = answers.get()
+            print(f"{name}: {peaks[name] / MEBIBYTE:.0f} MiB", flush=True)
+    return peaks
+
+
+def answer(answers, arguments: argparse.Namespace, name: str, case: str) -> None:
+    answers.put((name, measure(arguments, case)))
 
 
 def main() -> None:
     arguments_of = parser(__doc__)
     arguments_of.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = arguments_of.parse_args()
+    torch.set_num_threads(1)  # in each of two processes, which disturb only each other's time
     ours, peft, yardstick = "peak of initialize", "peak of PEFT's lora_ga", "peak of the yardstick"
     peaks: dict[str, list[int]] = {}
     cases = {
@@ -119,8 +134,8 @@ def main() -> None:
         **{f"peak of a LoRA step, {name}": f"step:{name}:1" for name in SHAPES},
     }
     for _ in range(arguments.rounds):
-        for name, case in cases.items():
-            peaks.setdefault(name, []).append(in_own_process(arguments, name, case))
+        for name, peak in in_own_processes(arguments, cases).items():
+            peaks.setdefault(name, []).append(peak)
 
     def above(name: str) -> list[int]:
         return [max(0, peak - base) for peak, base in zip(peaks[name], peaks[yardstick], strict=True)]
