@@ -1,6 +1,6 @@
 """Time of a training step with the start subtracted beside the adapter, and folded into the weights, over LoRA's.
 
-Forward, backward and AdamW of SmolLM2-135M on one micro-batch of 512 tokens, all linear layers, r = 8. The three models
+Forward, backward and AdamW of SmolLM2-135M on one micro-batch of 256 tokens, all linear layers, r = 8. The three models
 stand side by side and take their steps in turn. Run from a checkout:
 
     python benchmarks/step_time.py --data ../shared/data/gsm8k/train.jsonl
@@ -30,9 +30,9 @@ def stepper(model, batch):
 
 def main() -> None:
     arguments_of = parser(__doc__)
-    arguments_of.add_argument("--rounds", type=int, default=9)
+    arguments_of.add_argument("--rounds", type=int, default=15)
     arguments = arguments_of.parse_args()
-    given = subject(arguments, 2, 4, 128)
+    given = subject(arguments, 2, 2, 128)
     gradients_of = given.batches[:1]
     models = {LORA: given.adapted(8)}
     for offset in ("adapter", "weights"):
@@ -45,7 +45,7 @@ def main() -> None:
         ratio(seconds, 'step with offset="adapter"', LORA, 1.08),
     ]
     path = arguments.output / "step_time.json" if arguments.output else None
-    report("Time of a training step", path, {"tokens": 512, "rounds": arguments.rounds}, ratios, seconds=seconds)
+    report("Time of a training step", path, {"tokens": 256, "rounds": arguments.rounds}, ratios, seconds=seconds)
 
 
 if __name__ == "__main__":
