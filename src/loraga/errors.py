@@ -16,7 +16,7 @@ class GradientError(LoragaError):
 
 
 class GradientFileError(LoragaError):
-    """A gradients file is damaged, or was made from another model."""
+    """A gradients file is damaged, or is none."""
 
 
 class AdapterError(LoragaError):

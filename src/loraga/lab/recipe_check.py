@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from .errors import RecipeError
 from .foreign_keys import FOREIGN_KEYS
-from .recipe import Recipe, contradictions
+from .recipe import REFUSED, Recipe, contradictions
 from .recipe_file import Written, read_overrides, read_recipe_file
 from .tasks import TASKS
 from .training_argument_names import TRAINING_ARGUMENT_NAMES
@@ -164,7 +164,8 @@ def schema() -> dict[str, Any]:
         if each.name in properties and each.default_factory is not MISSING:
             properties[each.name]["default"] = each.default_factory()
     note = "passed to transformers.TrainingArguments"
-    passed = {name: {"description": note} for name in TRAINING_ARGUMENT_NAMES if name not in properties}
+    others = properties.keys() | REFUSED.keys()
+    passed = {name: {"description": note} for name in TRAINING_ARGUMENT_NAMES if name not in others}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "loraga recipe",
