@@ -1,7 +1,6 @@
 """Time of saving, loading and exporting an adapter, over PEFT's own saving and loading of a plain LoRA of rank 8.
 
-SmolLM2-135M, all linear layers, r = 8; what is saved has rank 16. PEFT's merge is the peer of the merged export.
-Run from a checkout:
+SmolLM2-135M, all linear layers, r = 8; what is saved has rank 16. Run from a checkout:
 
     python benchmarks/files_time.py --data ../shared/data/gsm8k/train.jsonl
 """

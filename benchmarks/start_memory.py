@@ -26,6 +26,7 @@ from subjects import forward_and_backward, lora, parser, start_with_loraga, star
 
 MEBIBYTE = 2**20
 ROUNDS = 5
+ROWS, LENGTH = 1, 256
 SHAPES = ("T5-base", "Llama")
 TARGETS = {"T5-base": ["q", "k", "v", "o", "wi", "wo"], "Llama": lora(8).target_modules}
 
@@ -79,7 +80,7 @@ def measure(arguments: argparse.Namespace, case: str) -> int:
             step = stepper(adapted.train(), batch)
             return peak_above_start(lambda: [step(None) for _ in range(2)])
         return peak_above_start(lambda: start_with_loraga(adapted, batches))
-    given = subject(arguments, int(count), 1, 256)
+    given = subject(arguments, int(count), ROWS, LENGTH)
     if kind == "yardstick":
         model = given.adapted(8)
         return peak_above_start(lambda: forward_and_backward(model, given.batches))
@@ -155,7 +156,8 @@ def main() -> None:
         ratios.append(over(f"{ours}, {name}", step, peaks[f"{ours}, {name}"], peaks[step], 1.0))
     path = arguments.output / "start_memory.json" if arguments.output else None
     mebibytes = {name: [round(peak / MEBIBYTE) for peak in found] for name, found in peaks.items()}
-    report("Peak memory of a start", path, {"rounds": arguments.rounds}, ratios, mebibytes=mebibytes)
+    settings = {"rows": ROWS, "length": LENGTH, "rounds": arguments.rounds}
+    report("Peak memory of a start", path, settings, ratios, mebibytes=mebibytes)
 
 
 if __name__ == "__main__":

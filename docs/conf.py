@@ -55,7 +55,6 @@ PAGES = {
     ],
     "Reference": ["docs/reference", "CONTRIBUTING", "CHANGELOG"],
 }
-NOT_YET = {"docs/performance"}  # until the benchmarks write it
 include_patterns = ["*.md", "docs/**"]
 exclude_patterns = [".*", "docs/_build", "build", "dist", "runs", "demo_output", "search_output", "src", "tests"]
 exclude_patterns += ["docs/results/*/tables"]  # the page beside them holds them all
@@ -96,8 +95,7 @@ def add_tree_of_pages(app: Sphinx, page: str, source: list[str]) -> None:
     if page != root_doc:
         return
     for caption, pages in PAGES.items():
-        there = [page for page in pages if page not in NOT_YET or Path(app.srcdir, f"{page}.md").exists()]
-        source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(there) + "\n```\n"
+        source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n"
 
 
 def show_formula(self: Any, node: nodes.math | nodes.math_block) -> None:
