@@ -6,11 +6,12 @@ import pickle
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import loraga
 from loraga import AdapterError, OffsetError, SaveError
 from loraga.adapter import OffsetModel, carry
+from loraga.checksum import tensor_checksum
 from loraga.layers import lora_layers
 from tests import models
 
@@ -338,3 +339,50 @@ def test_an_adapter_on_the_head_of_a_model_without_embeddings_is_saved(tmp_path)
     model.save_pretrained(tmp_path)
     again = loraga.load(models.build("Wav2Vec2"), tmp_path).eval()
     assert torch.equal(models.logits(again, data[0]), models.logits(model, data[0]))
+
+
+# the letters of each are in other adapters' keys, which PEFT then calls missing
+@pytest.mark.parametrize("name", ["b", "weight", "self_attn", "model", "defaul"])
+def test_an_adapter_is_loaded_beside_another_by_any_name(name, tmp_path):
+    model, data = started()
+    models.train(model.eval(), data)
+    model.save_pretrained(tmp_path)
+    expected = models.logits(model, data[0])
+    again = loraga.load(models.build("Llama"), tmp_path).eval()
+    again.load_adapter(tmp_path, name)
+    again.set_adapter(name)
+    assert torch.equal(models.logits(again, data[0]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:kept as plain LoRA:UserWarning")
+def test_a_factor_that_a_directory_lacks_is_missed(tmp_path):
+    """PEFT goes on with a new one."""
+    model, data = models.with_lora(models.build("Llama")), models.batches("Llama")
+    gradients = loraga.estimate_gradients(model, data, rank=2, progress=False)
+    layer, _ = gradients.popitem()
+    loraga.initialize(model, data, gradients=gradients, on_missing="lora", progress=False)
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    del state[f"base_model.model.{layer}.lora_A.weight"]
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    recipe = json.loads((tmp_path / "loraga.json").read_text())
+    (tmp_path / "loraga.json").write_text(json.dumps({**recipe, "sha256": tensor_checksum(state)}))
+    with pytest.raises(SaveError, match=rf"describes found no base_model.model.{layer}.lora_A.default.weight"):
+        loraga.load(models.build("Llama"), tmp_path)
+
+
+def test_an_adapter_is_loaded_from_a_subfolder_with_its_start(tmp_path):
+    model, data = started()
+    models.train(model.eval(), data)
+    expected = models.logits(model, data[0])
+    model.save_pretrained(tmp_path / "second")
+    models.with_lora(models.build("Llama"), r=3).save_pretrained(tmp_path)  # what must not be taken for it
+    again = loraga.load(models.build("Llama"), tmp_path).eval()
+    carry(again)
+    again.load_adapter(tmp_path, "second", subfolder="second")
+    again.set_adapter("second")
+    assert torch.equal(models.logits(again, data[0]), expected)
+    assert {layer.r["second"] for layer in lora_layers(again, "second").values()} == {2}
+    assert again._loraga_reports["second"] == model._loraga_reports["default"]
+    with pytest.raises(SaveError, match=r"third holds no adapter_config\.json"):
+        again.load_adapter(tmp_path, "third", subfolder="third")

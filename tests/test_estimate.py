@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
 from loraga import AdapterError, BatchError, GradientError, estimate_gradients
@@ -254,3 +255,53 @@ def test_dropout_that_a_checkpointing_layer_reads_from_its_config_is_off():
     expected = gradients(0.0, checkpointing=False)
     for name, gradient in gradients(0.5, checkpointing=True).items():
         assert models.relative_difference(gradient.S, expected[name].S) < 1e-4
+
+
+HALF = {
+    "weights": lambda model: (model.half(), None),
+    "autocast": lambda model: (model, autocast_loss),
+}
+
+
+def autocast_loss(model, batch):
+    with torch.autocast("cpu", torch.float16):
+        return model(**batch).loss
+
+
+@pytest.mark.parametrize("estimator", ["streaming", "exact"])
+@pytest.mark.parametrize("way", HALF)
+@pytest.mark.parametrize("factor", [1.0, 2.0**-10, 2.0**14])
+def test_gradients_of_float16_neither_vanish_nor_overflow(factor, way, estimator):
+    """At a loss of 2^-10 most entries of dY are below float16's smallest number, at 2^14 some are above its largest."""
+    model, data = models.build("Llama"), models.batches("Llama", 2)
+    model.half().float()  # the same weights for both
+    expected = models.autograd_gradients(model, data, [loss_terms(model, batch) for batch in data])
+    model, own = HALF[way](models.build("Llama"))
+
+    def loss(model, batch):
+        return (model(**batch).loss if own is None else own(model, batch)).float() * factor
+
+    found = estimate_gradients(model, data, rank=16, estimator=estimator, loss=loss, progress=False)
+    assert len(found) == 14
+    for name, gradient in found.items():
+        assert gradient.loss_terms == sum(loss_terms(model, batch) for batch in data)
+        assert models.relative_difference(dense(gradient) / factor, expected[name]) < 0.02, name
+
+
+def test_what_is_not_finite_in_float16_at_any_scale_of_the_loss_is_an_error():
+    model, data = models.build("Llama").half(), models.batches("Llama", 2)
+    model.lm_head.register_full_backward_hook(lambda _, inputs, outputs: (inputs[0] * float("inf"),))
+    with pytest.raises(GradientError, match=r"layer model.layers\.\S+, batch 0: the gradient has entries that are not"):
+        estimate_gradients(model, data, rank=2, progress=False)
+
+
+@pytest.mark.parametrize("offloaded", ["blocks", "all of it"])
+def test_a_base_that_is_offloaded_gives_the_same_gradient(offloaded):
+    model, data = models.build("Llama"), models.batches("Llama", 2)
+    expected = estimate_gradients(model, data, rank=2, progress=False)
+    for module in model.model.layers if offloaded == "blocks" else [model]:
+        cpu_offload(module, execution_device=torch.device("cpu"))
+    assert model.model.layers[0].mlp.up_proj.weight.is_meta
+    found = estimate_gradients(model, data, rank=2, progress=False)
+    assert list(found) == list(expected)
+    assert all(torch.equal(dense(found[name]), dense(expected[name])) for name in expected)

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import LlamaForCausalLM
 
 import loraga
@@ -116,6 +116,26 @@ def test_a_merged_model_stands_alone_and_the_model_stays(tmp_path):
     assert models.relative_difference(models.logits(merged, batch), expected) < 1e-5
     assert torch.equal(models.logits(model, batch), expected)
     assert str(exported) == f"merged model written to {tmp_path}"
+
+
+@pytest.mark.parametrize("active", ["default", "other"])
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_a_merged_adapter_has_its_own_head_whichever_is_active(name, active, tmp_path):
+    """PEFT's merge takes the modules_to_save of the active adapter."""
+    model, batch, _ = trained(modules_to_save=["lm_head"])
+    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    for key, parameter in model.named_parameters():
+        if ".lora_B.other." in key:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0), std=0.1)
+    model.set_adapter(name)
+    expected = models.logits(model, batch)
+    model.set_adapter(active)
+    before = models.logits(model, batch)
+    loraga.export(model, tmp_path, merge=True, adapter_name=name)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert models.relative_difference(models.logits(merged, batch), expected) < 1e-5
+    assert torch.equal(models.logits(model, batch), before)
+    assert model.active_adapters == [active]
 
 
 def test_another_adapter_is_exported_by_its_name(tmp_path):

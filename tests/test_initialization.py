@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 import loraga
@@ -194,6 +194,45 @@ def test_offset_none_names_the_gamma_that_would_do():
     assert loraga.initialize(model, data, offset="none", gamma=enough, **QUIET).function_change <= 1e-2
     with pytest.raises(OffsetError, match="pass batches, or check=False"):
         loraga.initialize(fresh(), gradients={}, offset="none", **QUIET)
+
+
+@pytest.mark.parametrize("scheme", ["gradient", "gaussian"])
+def test_offset_none_names_no_gamma_to_a_scheme_without_one(scheme):
+    model = fresh(use_rslora=False)
+    with pytest.raises(OffsetError, match=r"more than max_change 0\.01; use offset='adapter'"):
+        loraga.initialize(model, models.batches("Llama"), scheme=scheme, offset="none", **QUIET)
+
+
+def test_other_kinds_of_adapters_are_refused_with_the_reason():
+    data = models.batches("Llama")
+    config = AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["q_proj"])
+    with pytest.raises(AdapterError, match=r"adapter 'default' is ADALORA; only plain LoRA can be initialised"):
+        loraga.initialize(get_peft_model(models.build("Llama"), config), data, **QUIET)
+    model = models.with_lora(models.build("Llama"), task_type="CAUSAL_LM", alora_invocation_tokens=[3])
+    with pytest.raises(AdapterError, match=r"has alora_invocation_tokens: .*; leave them out"):
+        loraga.initialize(model, data, offset="none", **QUIET)
+
+
+def test_an_adapter_without_numbers_is_refused():
+    model = get_peft_model(
+        models.build("Llama"), LoraConfig(use_rslora=True, target_modules=["q_proj"]), low_cpu_mem_usage=True
+    )
+    with pytest.raises(AdapterError, match=r"layer model\S+q_proj: adapter 'default' is on the meta device"):
+        loraga.initialize(model, models.batches("Llama"), **QUIET)
+
+
+def test_a_head_that_was_trained_before_is_part_of_the_function_and_of_the_gradient():
+    data, model = models.batches("Llama"), models.with_lora(models.build("Llama"), modules_to_save=["lm_head"])
+    head = model.base_model.model.lm_head.modules_to_save["default"]
+    head.weight.data.normal_(generator=torch.Generator().manual_seed(0), std=0.5)
+    before = models.logits(model, data[0])
+    used = models.build("Llama")
+    used.lm_head.weight.data.copy_(head.weight.data)
+    expected = models.autograd_gradients(used, data, [loss_terms(used, batch) for batch in data])
+    for name, gradient in loraga.estimate_gradients(model, data, rank=16, progress=False).items():
+        assert models.relative_difference(gradient.U @ torch.diag(gradient.S) @ gradient.Vh, expected[name]) < 1e-5
+    assert loraga.initialize(model, data, **QUIET).function_change == 0
+    assert torch.equal(models.logits(model, data[0]), before)
 
 
 def test_offset_in_the_weights_keeps_the_function_and_says_that_the_base_is_lost(tmp_path):

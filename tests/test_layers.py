@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from loraga import AdapterError
-from loraga.layers import active_adapter, adapters_disabled, lora_layers, only_adapter, require_unmerged, target_layers
+from loraga.layers import active_adapter, lora_layers, only_adapter, require_unmerged, target_layers, without_lora
 from tests import models
 
 
@@ -37,7 +37,7 @@ def test_adapters_are_disabled_and_switched_without_touching_requires_grad():
     with model.disable_adapter():
         base = models.logits(model, batch)
     default = models.logits(model, batch)
-    with adapters_disabled(model):
+    with without_lora(model):
         assert torch.equal(models.logits(model, batch), base)
     with only_adapter(model, "other"):
         other = models.logits(model, batch)
@@ -49,7 +49,7 @@ def test_adapters_are_disabled_and_switched_without_touching_requires_grad():
     assert not torch.equal(other, default)
 
 
-@pytest.mark.parametrize("manager", [adapters_disabled, lambda model: only_adapter(model, "default")])
+@pytest.mark.parametrize("manager", [without_lora, lambda model: only_adapter(model, "default")])
 def test_flags_come_back_after_an_exception(manager):
     model = models.with_lora(models.build("Llama"))
     before = models.logits(model, models.batches("Llama", 1)[0])

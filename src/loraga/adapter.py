@@ -152,6 +152,7 @@ class OffsetModel(PeftModel):
         """Loads an adapter, taking apart a directory that holds an offset; see `peft.PeftModel.load_adapter`."""
         directory = Path(model_id)
         if directory.is_dir():  # else a name on the hub
+            model_id = directory = directory / (kwargs.pop("subfolder", None) or "")
             require_readable(directory)
             self._require_no_residual_base(directory)
             require_original_base(inspect_adapter(directory))
@@ -180,7 +181,7 @@ class OffsetModel(PeftModel):
                     shutil.copy(directory / CONFIG_NAME, parts)
                     save_file(state, Path(parts) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
                     result = super().load_adapter(parts, adapter_name, is_trainable=is_trainable, **kwargs)
-                require_all_used(directory, result)
+                require_all_used(directory, result, adapter_name)
         self._loraga_reports.pop(adapter_name, None)  # it speaks of another start
         if report is not None:
             self._loraga_reports[adapter_name] = report

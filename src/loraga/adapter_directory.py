@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 RECIPE_NAME = "loraga.json"
 REPORT_NAME = "loraga_report.json"
 COMPANIONS = {CONFIG_NAME: (RECIPE_NAME, REPORT_NAME)}  # what speaks of an adapter, and goes with it
+# PEFT's modules that have adapters' names for keys
+HOLDERS_OF_ADAPTERS = ("lora_", "modules_to_save", "trainable_tokens_")
 AGAIN = "copy the directory again from where it was saved, or take an earlier one"
 
 logger = logging.getLogger("loraga")
@@ -227,19 +230,28 @@ def require_agreement(directory: Path, layers: Mapping[str, LayerLayout]) -> Non
             )
 
 
-def require_all_used(directory: Path, loaded: Any) -> None:
+def require_all_used(directory: Path, loaded: Any, adapter_name: str) -> None:
     """Refuses weights of which some found no place, or some places no weights: PEFT lets both pass.
 
     Args:
         directory: a saved adapter.
         loaded: what PEFT's `load_adapter` returned.
+        adapter_name: the adapter that it was loaded as.
 
     Raises:
         SaveError: with the first of them.
     """
-    for keys, said in ((loaded.unexpected_keys, "has no place for"), (loaded.missing_keys, "found no")):
+    missing = [key for key in loaded.missing_keys if _is_of(adapter_name, key)]
+    for keys, said in ((loaded.unexpected_keys, "has no place for"), (missing, "found no")):
         if keys:
             raise SaveError(f"{directory}: the adapter that its {CONFIG_NAME} describes {said} {keys[0]}; {AGAIN}")
+
+
+def _is_of(adapter_name: str, key: str) -> bool:
+    """PEFT calls missing each key of any adapter that holds the name's letters."""
+    return any(
+        holder.startswith(HOLDERS_OF_ADAPTERS) and name == adapter_name for holder, name in pairwise(key.split("."))
+    )
 
 
 def read_report(directory: Path) -> dict[str, Any] | None:

@@ -77,9 +77,14 @@ def capture(model: nn.Module, layers: Mapping[str, nn.Module], receiver: Receive
 
 
 class CallCounter:
-    """Counts the calls of each layer in a forward pass; calls that checkpointing repeats in backward do not count."""
+    """Counts the calls of each layer in a forward pass; calls that checkpointing repeats in backward do not count.
+
+    Attributes:
+        saw_half: a layer gave float16, in this or an earlier pass.
+    """
 
     def __init__(self) -> None:
+        self.saw_half = False
         self._calls: dict[str, int] = {}
         self._counting = True
 
@@ -92,8 +97,9 @@ class CallCounter:
         """Ends the counting."""
         self._counting = False
 
-    def count(self, layer: str) -> None:
-        """Notes one call of a layer."""
+    def count(self, layer: str, output: Tensor) -> None:
+        """Notes one call of a layer, and whether its output is float16."""
+        self.saw_half |= output.dtype == torch.float16
         if self._counting:
             self._calls[layer] = self._calls.get(layer, 0) + 1
 
@@ -129,7 +135,7 @@ class _Tap(torch.autograd.Function):
 
 def _hook(name: str, receiver: Receiver, counter: CallCounter) -> Callable[..., Tensor]:
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        counter.count(name)
+        counter.count(name, output)
         if not torch.is_grad_enabled():
             return output
         inputs = args[0] if args else next(iter(kwargs.values()))

@@ -12,7 +12,7 @@ from .accumulate import Accumulator, FactorAccumulator, MatrixAccumulator, holds
 from .capture import CallCounter, capture, layer_shape
 from .errors import GradientError
 from .gradient import COLUMNS_PER_RANK, LowRankGradient, layer_generator
-from .layers import adapters_disabled, target_layers
+from .layers import target_layers, without_lora
 from .loss import (
     Batch,
     LossFunction,
@@ -27,9 +27,12 @@ from .passes import gradient_pass
 from .quantization import require_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 Estimator = Literal["streaming", "exact"]
+
+# of float16, whose smallest numbers are 6e-8; the first is torch.amp.GradScaler's. Powers of two change no digit
+LOSS_SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
 
 
 def estimate_gradients(
@@ -47,8 +50,9 @@ def estimate_gradients(
 ) -> dict[str, LowRankGradient]:
     """Estimates the gradient of each linear layer's weight, at the base model's own weights.
 
-    G is what one full-batch step over all the batches would see: the mean over their loss terms. Adapters are
-    disabled, dropout is off, checkpointing stays on; the model is left as it was, also after an exception.
+    G is what one full-batch step over all the batches would see: the mean over their loss terms. Low-rank adapters are
+    disabled, dropout is off, checkpointing stays on; the model is left as it was, also after an exception. Where layers
+    compute in float16, the loss is scaled up for the pass as in training, and down again until nothing overflows.
 
     Args:
         model: a model, or a PeftModel, of which the layers under its LoRA adapter are taken. Of a plain model all
@@ -78,14 +82,12 @@ def estimate_gradients(
     require_rank(rank)
     if estimator not in ("streaming", "exact"):
         raise GradientError(f"estimator={estimator!r} is unknown; choose 'streaming' or 'exact'")
-    with gradient_pass(model), adapters_disabled(model):
+    with gradient_pass(model), without_lora(model, adapter_name):
         micro_batches = collect_micro_batches(model, batches, num_batches, loss, weight)
-        sums = _Sums(layers, COLUMNS_PER_RANK * rank, estimator, seed, single=len(micro_batches) == 1)
-        with capture(model, layers, sums.receive) as counter:
-            for index, micro_batch in enumerate(
-                tqdm(micro_batches, desc="gradient", unit="batch", disable=not progress)
-            ):
-                _backward(model, micro_batch, index, loss, sums, counter)
+        for loss_scale in LOSS_SCALES:
+            sums = _Sums(layers, COLUMNS_PER_RANK * rank, estimator, seed, single=len(micro_batches) == 1)
+            if _sum_all(model, layers, micro_batches, loss, sums, loss_scale, progress):
+                break
         gradients = sums.finish(sum(micro_batch.loss_terms for micro_batch in micro_batches))
     if not gradients:
         raise GradientError("no layer got a gradient: the loss does not depend on any of the adapted layers")
@@ -105,6 +107,29 @@ def require_rank(rank: int) -> None:
         raise GradientError(f"rank is {rank!r}; it must be a positive whole number")
 
 
+def _sum_all(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    micro_batches: Sequence[MicroBatch],
+    loss: LossFunction | None,
+    sums: _Sums,
+    loss_scale: float,
+    progress: bool,
+) -> bool:
+    """Sums the gradients of all micro-batches; False if at this scale of the loss they overflow float16."""
+    with capture(model, layers, sums.receive) as counter:
+        try:
+            for index, micro_batch in enumerate(
+                tqdm(micro_batches, desc="gradient", unit="batch", disable=not progress)
+            ):
+                _backward(model, micro_batch, index, loss, sums, counter, loss_scale)
+        except GradientError:
+            if counter.saw_half and loss_scale > 1:
+                return False
+            raise
+    return True
+
+
 def _backward(
     model: nn.Module,
     micro_batch: MicroBatch,
@@ -112,16 +137,19 @@ def _backward(
     loss: LossFunction | None,
     sums: _Sums,
     counter: CallCounter,
+    loss_scale: float,
 ) -> None:
     inputs = move_to(micro_batch.inputs, input_device(model))
     counter.start_forward()
     with torch.enable_grad():
         value = mean_loss(model, inputs, index, loss)
-    if not value.requires_grad:
+        loss_scale = loss_scale if counter.saw_half else 1.0
+        scaled = value.float() * loss_scale
+    if not scaled.requires_grad:
         raise GradientError(f"batch {index}: the loss does not depend on any of the adapted layers")
     counter.start_backward()
-    sums.start(micro_batch.loss_terms, index, counter)
-    value.backward()
+    sums.start(micro_batch.loss_terms, index, counter, loss_scale)
+    scaled.backward()
 
 
 class _Sums:
@@ -135,21 +163,23 @@ class _Sums:
         self._seed = seed
         self._single = single
         self._shapes = {name: layer_shape(layer) for name, layer in layers.items()}
-        self._devices = {name: input_device(layer) for name, layer in layers.items()}
+        self._devices: dict[str, torch.device] = {}  # where a layer's inputs are: an offloaded weight has no device
         self._accumulators: dict[str, Accumulator] = {}
         self._finished: dict[str, LowRankGradient] = {}
         self._calls_seen: dict[str, int] = {}
-        self._weight = 0.0
+        self._weight, self._loss_terms = 0.0, 0.0
         self._batch = 0
         self._counter = CallCounter()
 
-    def start(self, weight: float, batch: int, counter: CallCounter) -> None:
-        self._weight, self._batch, self._counter = weight, batch, counter
+    def start(self, loss_terms: float, batch: int, counter: CallCounter, loss_scale: float) -> None:
+        self._weight, self._loss_terms = loss_terms / loss_scale, loss_terms
+        self._batch, self._counter = batch, counter
         self._calls_seen.clear()
 
     def receive(self, layer: str, inputs: Tensor, output_gradients: Tensor) -> None:
         if layer not in self._accumulators:
             self._accumulators[layer] = self._accumulator(layer)
+            self._devices[layer] = inputs.device
         try:
             with torch.autocast(inputs.device.type, enabled=False):  # backward runs under the caller's autocast
                 self._accumulators[layer].add(inputs, output_gradients, self._weight)
@@ -160,7 +190,7 @@ class _Sums:
         self._calls_seen[layer] = self._calls_seen.get(layer, 0) + 1
         # Algorithm 1: with one micro-batch a layer is complete after the last of its calls, and its matrix is freed
         if self._estimator == "exact" and self._single and self._calls_seen[layer] == self._counter.calls(layer):
-            self._finish(layer, self._weight)
+            self._finish(layer, self._loss_terms)
 
     def _accumulator(self, layer: str) -> Accumulator:
         columns = min(self._columns, *self._shapes[layer])

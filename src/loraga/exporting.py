@@ -273,7 +273,9 @@ def _export_merged(model: PeftModel, name: str, layers: dict[str, LoraLayer], di
             f"layer {layer}: its weight is tied to another module's, which merging would change too; export the "
             "adapter, or untie the weights first"
         )
-    merged = copy.deepcopy(model).merge_and_unload(adapter_names=[name])
+    copied = copy.deepcopy(model)
+    copied.set_adapter(name)  # modules_to_save are merged of the active adapter, whatever adapter_names says
+    merged = copied.merge_and_unload(adapter_names=[name])
     if not hasattr(merged, "save_pretrained"):
         raise SaveError(
             f"{type(merged).__name__} has no save_pretrained; save the result of merge_and_unload() yourself"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .adapter import carry, uncarry
 from .errors import AdapterError, GradientError, OffsetError, ScalingError
 from .estimate import Estimator, estimate_gradients
-from .layers import active_adapter, adapters_disabled, base_layer, lora_layers, only_adapter, require_unmerged
+from .layers import active_adapter, base_layer, lora_layers, only_adapter, require_unmerged, without_lora
 from .loss import one_example, take_batches
 from .offset import attach_offset, detach_offset, trained_factors
 from .outputs import are_equal, model_outputs, relative_change
@@ -25,6 +25,7 @@ from .preconditions import (
     require_choice,
     require_fitting,
     require_peft_model,
+    require_plain_lora,
     require_scaling,
     require_unchanged_base,
     require_untrained,
@@ -202,6 +203,7 @@ class _Plan:
 def _startable_layers(model: PeftModel, name: str, plan: _Plan) -> tuple[dict[str, LoraLayer], dict[str, str]]:
     """The adapter's layers that can be started, and why the others cannot."""
     layers = lora_layers(model, name)
+    require_plain_lora(model, name)
     require_unmerged(layers)
     require_unchanged_base(model, name)
     require_untrained(layers, name)
@@ -247,7 +249,7 @@ def _write_and_check(
     if plan.offset == "adapter" and plan.loss is None:  # equal bit for bit or not: one example tells
         batch = one_example(batch)
     with gradient_pass(model):
-        with adapters_disabled(model):
+        with without_lora(model, name):
             before = _outputs(model, batch, plan)
         rounding = _write(layers, name, starts, plan)
         with only_adapter(model, name):
@@ -294,14 +296,17 @@ def _require_kept(before: list[Tensor], after: list[Tensor], plan: _Plan) -> Non
             f"{plan.max_change:g}; use offset='adapter' or a larger gamma. The model is as it was"
         )
     if plan.offset == "none" and not change <= plan.max_change:
-        # to first order the outputs move by 1 / gamma
-        enough = (
-            2.0 ** math.ceil(math.log2(plan.gamma * change / plan.max_change)) if math.isfinite(change) else math.inf
-        )
         raise OffsetError(
             f"with offset='none' and gamma {plan.gamma:g} the outputs move by {change:.2g}, more than max_change "
-            f"{plan.max_change:g}; gamma={enough:g} would meet it, or use offset='adapter'. The model is as it was"
+            f"{plan.max_change:g}; {_smaller_start(change, plan)}use offset='adapter'. The model is as it was"
         )
+
+
+def _smaller_start(change: float, plan: _Plan) -> str:
+    """The gamma that would be enough, for a message; to first order the outputs move by 1 / gamma."""
+    if not SCHEMES[plan.scheme].uses_gamma or not math.isfinite(change):
+        return ""
+    return f"gamma={2.0 ** math.ceil(math.log2(plan.gamma * change / plan.max_change)):g} would meet it, or "
 
 
 @contextmanager

@@ -136,26 +136,24 @@ def require_not_injected(model: nn.Module) -> None:
 
 
 @contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """Runs the block on the base model: no adapter of a PeftModel takes part.
+def without_lora(model: nn.Module, adapter_name: str | None = None) -> Iterator[None]:
+    """Runs the block without any low-rank change, but with what an adapter trains whole: modules_to_save, tokens.
 
-    PEFT's own `disable_adapter()` sets `requires_grad` anew when it ends; this flips the layers' flags alone.
+    That is the model that the adapter's factors are added to. PEFT's own `disable_adapter()` takes the original
+    modules, also where a head was trained or loaded before, and sets `requires_grad` anew when it ends.
 
     Args:
         model: any model; one without adapters is left alone.
+        adapter_name: the adapter; by default the active one.
 
     Yields:
         Nothing.
     """
-    switches = adapter_switches(model)
-    before = [module._disable_adapters for module in switches]
-    try:
-        for module in switches:
-            module._disable_adapters = True
+    if not isinstance(model, PeftModel):
         yield
-    finally:
-        for module, disabled in zip(switches, before, strict=True):
-            module._disable_adapters = disabled
+        return
+    with _switched(model, adapter_name or active_adapter(model), lora=False):
+        yield
 
 
 @contextmanager
@@ -169,11 +167,18 @@ def only_adapter(model: PeftModel, adapter_name: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
+    with _switched(model, adapter_name, lora=True):
+        yield
+
+
+@contextmanager
+def _switched(model: PeftModel, adapter_name: str, *, lora: bool) -> Iterator[None]:
     switches = adapter_switches(model)
     before = [(module._active_adapter, module._disable_adapters) for module in switches]
     try:
         for module in switches:
-            module._active_adapter, module._disable_adapters = _active(module, adapter_name), False
+            module._active_adapter = _active(module, adapter_name)
+            module._disable_adapters = isinstance(module, LoraLayer) and not lora
         yield
     finally:
         for module, (active, disabled) in zip(switches, before, strict=True):

@@ -227,8 +227,9 @@ def move_to(value: Any, device: torch.device) -> Any:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Device that a batch must be on: that of the model's first parameter."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    """Device that a batch must be on: that of the model's first parameter that is not offloaded."""
+    devices = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    return next(devices, torch.device("cpu"))
 
 
 def _number_of_examples(inputs: Batch, index: int) -> int:

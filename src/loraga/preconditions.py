@@ -6,7 +6,7 @@ import math
 import warnings
 from typing import TYPE_CHECKING
 
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from peft.tuners.lora import ParamWrapper
 
 from .capture import is_linear, layer_shape
@@ -50,6 +50,31 @@ def require_peft_model(model: nn.Module) -> PeftModel:
     )
 
 
+def require_plain_lora(model: PeftModel, adapter_name: str) -> None:
+    """Refuses an adapter of another kind than LoRA, or one that takes part in some tokens only.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+
+    Raises:
+        AdapterError: if it is AdaLoRA's, or an activated LoRA.
+    """
+    config = model.peft_config.get(adapter_name)
+    if config is None:
+        return
+    if config.peft_type != PeftType.LORA:
+        raise AdapterError(
+            f"adapter {adapter_name!r} is {PeftType(config.peft_type).value}; only plain LoRA can be initialised: make "
+            "it with LoraConfig"
+        )
+    if getattr(config, "alora_invocation_tokens", None):
+        raise AdapterError(
+            f"adapter {adapter_name!r} has alora_invocation_tokens: it takes part from those tokens on, and the "
+            "gradient is that of all; leave them out"
+        )
+
+
 def require_unchanged_base(model: PeftModel, adapter_name: str) -> None:
     """Refuses an adapter whose start PEFT subtracted from the base weights, by what its config says.
 
@@ -79,9 +104,14 @@ def require_untrained(layers: Mapping[str, LoraLayer], adapter_name: str) -> Non
         adapter_name: the adapter.
 
     Raises:
-        AdapterError: if it was initialised before, trained, or started otherwise.
+        AdapterError: if it was initialised before, trained, or started otherwise, or is not there yet.
     """
     for name, layer in layers.items():
+        if adapter_name in layer.lora_B and trained_factors(layer, adapter_name).B.is_meta:
+            raise AdapterError(
+                f"layer {name}: adapter {adapter_name!r} is on the meta device, without numbers: its base layer is "
+                "offloaded, or it was made with low_cpu_mem_usage=True; put the adapted layers on a device first"
+            )
         if has_offset(layer, adapter_name):
             raise AdapterError(f"layer {name}: adapter {adapter_name!r} is initialised already")
         if adapter_name in layer.lora_B and bool(whole(trained_factors(layer, adapter_name).B).any()):

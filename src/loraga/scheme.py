@@ -180,11 +180,12 @@ class Scheme:
     factors: Callable[[LowRankGradient, Setting], Factors]
     eta: Callable[[float, int], float]
     uses_gradient: bool = True
+    uses_gamma: bool = True
 
 
 SCHEMES: dict[str, Scheme] = {
     "lora_ga": Scheme(lora_ga, scaling_by_root_of_rank),
-    "gaussian": Scheme(gaussian, scaling_by_rank, uses_gradient=False),
+    "gaussian": Scheme(gaussian, scaling_by_rank, uses_gradient=False, uses_gamma=False),
     "stable_output": Scheme(stable_output, scaling_by_root_of_rank, uses_gradient=False),
-    "gradient": Scheme(gradient_directions, scaling_by_rank),
+    "gradient": Scheme(gradient_directions, scaling_by_rank, uses_gamma=False),
 }

@@ -3,9 +3,8 @@ from dataclasses import MISSING, fields
 import yaml
 
 from loraga.lab.methods import METHODS
-from loraga.lab.recipe import Recipe
+from loraga.lab.recipe import REFUSED, Recipe
 from loraga.lab.recipe_check import OWN_KEYS, expected
-from loraga.lab.recipe import REFUSED
 from loraga.lab.recipe_help import groups, methods_table, page, table
 from loraga.lab.training_argument_names import TRAINING_ARGUMENT_NAMES
 
@@ -60,7 +59,9 @@ def test_the_table_names_every_other_training_argument_that_a_recipe_takes_once(
     _, heading, passed = table().rpartition("## Passed to transformers.TrainingArguments")
 
     assert heading
-    assert passed.strip() == ", ".join(f"`{name}`" for name in sorted(set(TRAINING_ARGUMENT_NAMES) - {*OWN_KEYS, *REFUSED}))
+    assert passed.strip() == ", ".join(
+        f"`{name}`" for name in sorted(set(TRAINING_ARGUMENT_NAMES) - {*OWN_KEYS, *REFUSED})
+    )
 
 
 def test_the_table_has_a_heading_for_each_group():

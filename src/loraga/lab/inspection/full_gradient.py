@@ -12,7 +12,7 @@ import torch
 from loraga import GradientError
 from loraga.capture import capture
 from loraga.gradient import require_finite
-from loraga.layers import adapters_disabled, target_layers
+from loraga.layers import target_layers, without_lora
 from loraga.loss import collect_micro_batches, input_device, mean_loss, move_to
 from loraga.passes import gradient_pass
 from loraga.quantization import require_gradients
@@ -58,7 +58,7 @@ def full_gradients(model: nn.Module, batches: Iterable[Batch], progress: Progres
             raise GradientError(f"layer {layer}: {cause}; look for a bad row, or write dtype: float32") from cause
         sums[layer] = added if layer not in sums else sums[layer].add_(added)
 
-    with gradient_pass(model), adapters_disabled(model):
+    with gradient_pass(model), without_lora(model):
         micro_batches = collect_micro_batches(model, batches, None)
         loss_terms = sum(micro_batch.loss_terms for micro_batch in micro_batches)
         progress.begin("gradient", len(micro_batches), 0.0)
