@@ -18,10 +18,10 @@ RATIOS_OF = ("start_time", "start_memory", "step_time", "files_time")
 SCRIPTS = (*RATIOS_OF, "residual_time", "growth")
 INTRODUCTION = """# Performance
 
-Written by `make bench` from `benchmarks/results/*.json`; `train.jsonl` is GSM8K's. Absolute times mean little: each figure is
-a ratio within one run. Where a row has pairs they were taken in turn (peaks: two processes at a time), and their spread stands
-beside their median. The yardstick of a start is the forward and backward of a LoRA
-training step on the same micro-batches with adapters of rank 8 attached: what training pays next anyway.
+Written by `make bench` from `benchmarks/results/*.json`; `train.jsonl` is GSM8K's. Absolute times mean little:
+each figure is a ratio within one run. Rows with pairs were taken in turn (peaks: two processes at a time), with
+their spread beside their median. The yardstick of a start is the forward and backward of a LoRA training step on
+the same micro-batches with adapters of rank 8 attached: what training pays next anyway.
 """
 PARTS = """### Where a start's time goes
 
@@ -31,14 +31,14 @@ Seconds in each part of `initialize` over those of the yardstick, in the same ru
 
 NEARER = """## What a nearer result costs
 
-`python benchmarks/residual_time.py --data train.jsonl`: the seven layers of one block of SmolLM2-135M, 8 micro-batches of 512
-tokens, rank 8; the shortest of three times.
+`python benchmarks/residual_time.py --data train.jsonl`: the seven layers of one block of SmolLM2-135M, 8 micro-batches
+of 512 tokens, rank 8; the shortest of three times.
 
 """
 GROWTH = """## Growth
 
-`python benchmarks/growth.py`: time = c x^exponent. Tokens, rank and width: merging 4 micro-batches of one square layer (512
-tokens, rank 8, width 1024, one of them varied). Depth: `estimate_gradients` on a Llama of width 256. Medians of five.
+`python benchmarks/growth.py`: time = c x^exponent. Tokens, rank and width: merging 4 micro-batches of one square layer
+(512 tokens, rank 8, width 1024, one of them varied). Depth: `estimate_gradients` on a Llama of width 256. Medians of 5.
 
 """
 

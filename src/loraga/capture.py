@@ -77,14 +77,10 @@ def capture(model: nn.Module, layers: Mapping[str, nn.Module], receiver: Receive
 
 
 class CallCounter:
-    """Counts the calls of each layer in a forward pass; calls that checkpointing repeats in backward do not count.
-
-    Attributes:
-        saw_half: a layer gave float16, in this or an earlier pass.
-    """
+    """Counts the calls of each layer in a forward pass; calls that checkpointing repeats in backward do not count."""
 
     def __init__(self) -> None:
-        self.saw_half = False
+        self.saw_half = False  # whether a layer gave float16, in this pass or an earlier one
         self._calls: dict[str, int] = {}
         self._counting = True
 
