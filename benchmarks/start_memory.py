@@ -109,8 +109,9 @@ def in_own_processes(arguments: argparse.Namespace, cases: dict[str, str]) -> di
             process.join()
             if process.exitcode != 0:
                 raise SystemExit(f"{process.name}: the process ended with {process.exitcode}")
-            name, peaks[name] = answers.get()
-            print(f"{name}: {peaks[name] / MEBIBYTE:.0f} MiB", flush=True)
+            name, peak = answers.get()
+            peaks[name] = peak
+            print(f"{name}: {peak / MEBIBYTE:.0f} MiB", flush=True)
     return peaks
 
 

@@ -94,3 +94,13 @@ def test_two_active_adapters_must_be_told_apart():
     model.base_model.set_adapter(["default", "other"])
     with pytest.raises(AdapterError, match="pass adapter_name="):
         active_adapter(model)
+
+
+def test_an_adapter_of_trainable_tokens_beside_the_one_meant_takes_no_part():
+    model, batch = models.with_lora(models.build("Llama")), models.batches("Llama", 1)[0]
+    expected = models.logits(model, batch)
+    model.add_adapter("tokens", LoraConfig(r=1, target_modules=["q_proj"], trainable_token_indices=[1, 2]))
+    model.set_adapter("tokens")
+    for manager in (only_adapter, without_lora):
+        with manager(model, "default"):
+            assert torch.equal(models.logits(model, batch), expected)

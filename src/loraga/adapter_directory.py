@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 RECIPE_NAME = "loraga.json"
 REPORT_NAME = "loraga_report.json"
 COMPANIONS = {CONFIG_NAME: (RECIPE_NAME, REPORT_NAME)}  # what speaks of an adapter, and goes with it
-# PEFT's modules that have adapters' names for keys
-HOLDERS_OF_ADAPTERS = ("lora_", "modules_to_save", "trainable_tokens_")
 AGAIN = "copy the directory again from where it was saved, or take an earlier one"
 
 logger = logging.getLogger("loraga")
@@ -249,9 +247,7 @@ def require_all_used(directory: Path, loaded: Any, adapter_name: str) -> None:
 
 def _is_of(adapter_name: str, key: str) -> bool:
     """PEFT calls missing each key of any adapter that holds the name's letters."""
-    return any(
-        holder.startswith(HOLDERS_OF_ADAPTERS) and name == adapter_name for holder, name in pairwise(key.split("."))
-    )
+    return any(holder.startswith("lora_") and name == adapter_name for holder, name in pairwise(key.split(".")))
 
 
 def read_report(directory: Path) -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ class CallCounter:
     """Counts the calls of each layer in a forward pass; calls that checkpointing repeats in backward do not count."""
 
     def __init__(self) -> None:
-        self.saw_half = False  # whether a layer gave float16, in this pass or an earlier one
+        self.saw_half = False  # whether a layer computed in float16, in this pass or an earlier one
         self._calls: dict[str, int] = {}
         self._counting = True
 
@@ -93,11 +93,11 @@ class CallCounter:
         """Ends the counting."""
         self._counting = False
 
-    def count(self, layer: str, output: Tensor) -> None:
-        """Notes one call of a layer, and whether its output is float16."""
-        self.saw_half |= output.dtype == torch.float16
+    def count(self, name: str, layer: nn.Module, output: Tensor) -> None:
+        """Notes one call of a layer, and whether it computes in float16, as 4-bit layers may between float32 ones."""
+        self.saw_half |= torch.float16 in (output.dtype, getattr(layer, "compute_dtype", None))
         if self._counting:
-            self._calls[layer] = self._calls.get(layer, 0) + 1
+            self._calls[name] = self._calls.get(name, 0) + 1
 
     def calls(self, layer: str) -> int:
         """Number of calls of a layer in the forward pass."""
@@ -131,7 +131,7 @@ class _Tap(torch.autograd.Function):
 
 def _hook(name: str, receiver: Receiver, counter: CallCounter) -> Callable[..., Tensor]:
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        counter.count(name, output)
+        counter.count(name, layer, output)
         if not torch.is_grad_enabled():
             return output
         inputs = args[0] if args else next(iter(kwargs.values()))

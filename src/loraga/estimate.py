@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -25,6 +26,7 @@ from .loss import (
 )
 from .passes import gradient_pass
 from .quantization import require_gradients
+from .sharding import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +35,8 @@ Estimator = Literal["streaming", "exact"]
 
 # of float16, whose smallest numbers are 6e-8; the first is torch.amp.GradScaler's. Powers of two change no digit
 LOSS_SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
+
+logger = logging.getLogger("loraga")
 
 
 def estimate_gradients(
@@ -84,7 +88,7 @@ def estimate_gradients(
         raise GradientError(f"estimator={estimator!r} is unknown; choose 'streaming' or 'exact'")
     with gradient_pass(model), without_lora(model, adapter_name):
         micro_batches = collect_micro_batches(model, batches, num_batches, loss, weight)
-        for loss_scale in LOSS_SCALES:
+        for loss_scale in _loss_scales(model):
             sums = _Sums(layers, COLUMNS_PER_RANK * rank, estimator, seed, single=len(micro_batches) == 1)
             if _sum_all(model, layers, micro_batches, loss, sums, loss_scale, progress):
                 break
@@ -117,17 +121,25 @@ def _sum_all(
     progress: bool,
 ) -> bool:
     """Sums the gradients of all micro-batches; False if at this scale of the loss they overflow float16."""
-    with capture(model, layers, sums.receive) as counter:
+    with (
+        capture(model, layers, sums.receive) as counter,
+        tqdm(micro_batches, desc="gradient", unit="batch", disable=not progress) as bar,
+    ):
         try:
-            for index, micro_batch in enumerate(
-                tqdm(micro_batches, desc="gradient", unit="batch", disable=not progress)
-            ):
+            for index, micro_batch in enumerate(bar):
                 _backward(model, micro_batch, index, loss, sums, counter, loss_scale)
-        except GradientError:
-            if counter.saw_half and loss_scale > 1:
-                return False
-            raise
+        except _NotFiniteError as error:
+            if not counter.saw_half or loss_scale == 1:
+                raise
+            bar.leave = False
+            logger.info("float16 overflows at %g times the loss (%s); again at less", loss_scale, error)
+            return False
     return True
+
+
+def _loss_scales(model: nn.Module) -> tuple[float, ...]:
+    """Those to try in turn: one where weights are sharded, since no process can then try again alone."""
+    return (1.0,) if any(is_sharded(parameter) for parameter in model.parameters()) else LOSS_SCALES
 
 
 def _backward(
@@ -150,6 +162,10 @@ def _backward(
     counter.start_backward()
     sums.start(micro_batch.loss_terms, index, counter, loss_scale)
     scaled.backward()
+
+
+class _NotFiniteError(GradientError):
+    """A call's product has entries that are not finite."""
 
 
 class _Sums:
@@ -184,7 +200,7 @@ class _Sums:
             with torch.autocast(inputs.device.type, enabled=False):  # backward runs under the caller's autocast
                 self._accumulators[layer].add(inputs, output_gradients, self._weight)
         except GradientError as error:
-            raise GradientError(
+            raise _NotFiniteError(
                 f"layer {layer}, batch {self._batch}: {error}; look for a bad row, or estimate in float32"
             ) from error
         self._calls_seen[layer] = self._calls_seen.get(layer, 0) + 1

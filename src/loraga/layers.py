@@ -191,9 +191,10 @@ def adapter_switches(model: nn.Module) -> list[Any]:
 
 
 def _active(module: Any, adapter_name: str) -> list[str]:
-    """A wrapper without this adapter runs the original module, which it does where none is active."""
+    """A module without this adapter runs the original one, which it does where none is active."""
     is_wrapper = isinstance(module, AuxiliaryTrainingWrapper)
-    return [] if is_wrapper and adapter_name not in module._adapters else [adapter_name]
+    held = module._adapters if is_wrapper else module._get_available_adapters()
+    return [adapter_name] if adapter_name in held else []
 
 
 def _is_excluded(model: nn.Module, name: str, module: nn.Module) -> bool:

@@ -60,9 +60,7 @@ def require_plain_lora(model: PeftModel, adapter_name: str) -> None:
     Raises:
         AdapterError: if it is AdaLoRA's, or an activated LoRA.
     """
-    config = model.peft_config.get(adapter_name)
-    if config is None:
-        return
+    config = model.peft_config[adapter_name]
     if config.peft_type != PeftType.LORA:
         raise AdapterError(
             f"adapter {adapter_name!r} is {PeftType(config.peft_type).value}; only plain LoRA can be initialised: make "

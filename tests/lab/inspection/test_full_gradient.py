@@ -100,3 +100,10 @@ def test_a_gradient_that_is_not_finite_names_its_layer(told):
 
     with pytest.raises(GradientError, match=r"layer model\.layers\.\d\.[a-z_.]+: .*not finite"):
         full_gradients(model, batches(), told)
+
+
+def test_float16_is_refused(told):
+    model = tiny_model().half()
+    ids = torch.tensor([[1, 2, 3]])
+    with pytest.raises(GradientError, match=r"in float16 small gradients vanish, .*; add dtype=float32"):
+        full_gradients(model, [{"input_ids": ids, "labels": ids}], told)

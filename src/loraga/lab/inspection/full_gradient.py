@@ -62,13 +62,18 @@ def full_gradients(model: nn.Module, batches: Iterable[Batch], progress: Progres
         micro_batches = collect_micro_batches(model, batches, None)
         loss_terms = sum(micro_batch.loss_terms for micro_batch in micro_batches)
         progress.begin("gradient", len(micro_batches), 0.0)
-        with capture(model, layers, receive):
+        with capture(model, layers, receive) as counter:
             for index, micro_batch in enumerate(micro_batches):
                 share = micro_batch.loss_terms / loss_terms
                 with torch.enable_grad():
                     loss = mean_loss(model, move_to(micro_batch.inputs, input_device(model)), index)
                 if not loss.requires_grad:
                     raise GradientError(f"batch {index}: the loss does not depend on any of the layers")
+                if counter.saw_half:
+                    raise GradientError(
+                        "in float16 small gradients vanish, so that none would be exact; add dtype=float32, or "
+                        "--estimator streaming"
+                    )
                 loss.backward()
                 progress.advance(1, f"gradient: micro-batch {index + 1} of {len(micro_batches)}")
     if not sums:
