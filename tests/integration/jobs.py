@@ -342,6 +342,14 @@ def sharded_trainer(rank: int, port: int, output: str) -> None:
         whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         model.save_pretrained(f"{output}.{name}.saved", state_dict=whole, is_main_process=rank == 0)
     write(states, f"{output}.{rank}")
+    half, row = kind.base().half(), rows(8)[rank]
+    for layer in half.model.layers:
+        fully_shard(layer)
+    fully_shard(half)
+    batch = {key: row[key][None] for key in ("input_ids", "labels")}
+    # scaled by 2^16, one process's loss would overflow, and the other's not
+    large = lambda model, batch: model(**batch).loss * (2.0**10 if rank == 0 else 1.0)  # noqa: E731
+    assert loraga.estimate_gradients(half, [batch], rank=1, loss=large, progress=False)
     Path(f"{output}.{rank}.errors").write_text(json.dumps(refusals(output)))
     dist.destroy_process_group()
 
