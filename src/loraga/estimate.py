@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 Estimator = Literal["streaming", "exact"]
 
-# of float16, whose smallest numbers are 6e-8; the first is torch.amp.GradScaler's. Powers of two change no digit
+# what a loss is multiplied by where layers compute in float16, whose smallest number is 6e-8: torch.amp.GradScaler's
+# first scale, and less in turn; powers of two change no digit
 LOSS_SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)
 
 logger = logging.getLogger("loraga")
