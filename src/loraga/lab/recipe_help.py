@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .methods import METHODS
-from .recipe import REFUSED
 from .recipe_check import schema, shown, words
-from .training_argument_names import TRAINING_ARGUMENT_NAMES
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,7 @@ def table() -> str:
             f"| `{key.name}` | {key.takes} | {key.default.removeprefix('default ')} | {key.what} |" for key in keys
         ]
         lines += [""]
-    others = {key.name for keys in groups().values() for key in keys} | REFUSED.keys()
-    passed = ", ".join(f"`{name}`" for name in TRAINING_ARGUMENT_NAMES if name not in others)
+    passed = ", ".join(f"`{name}`" for name, value in schema()["properties"].items() if "group" not in value)
     return "\n".join([*lines, "## Passed to transformers.TrainingArguments", "", passed])
 
 
