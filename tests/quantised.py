@@ -183,9 +183,9 @@ def _bitsandbytes(**settings: Any) -> Callable[[Path], nn.Module]:
     return lambda directory: _quantised(directory, BitsAndBytesConfig(**settings))
 
 
-def four_bit(kind: str, *, double: bool = False) -> Quantisation:
+def four_bit(kind: str, *, double: bool = False, compute_dtype: torch.dtype = torch.float32) -> Quantisation:
     settings = {"load_in_4bit": True, "bnb_4bit_quant_type": kind, "bnb_4bit_use_double_quant": double}
-    return Quantisation(_bitsandbytes(**settings, bnb_4bit_compute_dtype=torch.float32), _dequantise_4bit)
+    return Quantisation(_bitsandbytes(**settings, bnb_4bit_compute_dtype=compute_dtype), _dequantise_4bit)
 
 
 def _dequantise_4bit(layer: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Quantised layers that cannot be started: those of packages without a test here, and repacked 4-bit layers."""
+"""Quantised layers that cannot be started (of packages without a test here, repacked), and float16 in 4-bit ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from peft.tuners.lora.gptq import GPTQLoraLinear
 from torch import nn
 
 import loraga
+from loraga.loss import loss_terms
 from loraga.preconditions import unsupported_layers
 from loraga.quantization import backend, is_quantized, is_untested
-from tests.models import batches, train
+from tests import quantised
+from tests.models import autograd_gradients, batches, relative_difference, train
 from tests.quantised import KINDS, REFUSED, base_bytes, float_model, repack, with_lora
 
 
@@ -153,3 +155,20 @@ def test_loading_onto_a_repacked_base_leaves_it_as_it_is(four_bit, tmp_path):
     before = base_bytes(base)
     model = loraga.load(base, tmp_path)
     assert base_bytes(model) == before
+
+
+@pytest.mark.parametrize("estimator", ["streaming", "exact"])
+@pytest.mark.parametrize("factor", [1.0, 2.0**-10, 2.0**14])
+def test_gradients_of_layers_that_compute_in_float16_neither_vanish_nor_overflow(directory, factor, estimator):
+    """QLoRA on devices without bfloat16: what comes into a layer and goes out of it is float32."""
+    kind = quantised.four_bit("nf4", compute_dtype=torch.float16)
+    model, data = kind.make(directory), batches("Llama", 2)
+    plain = quantised.dequantised(model, kind)
+    expected = autograd_gradients(plain, data, [loss_terms(plain, batch) for batch in data])
+    loss = lambda model, batch: model(**batch).loss * factor  # noqa: E731
+    found = loraga.estimate_gradients(model, data, rank=16, estimator=estimator, loss=loss, progress=False)
+    assert len(found) == 14
+    for name, gradient in found.items():
+        assert gradient.loss_terms == sum(loss_terms(plain, batch) for batch in data)
+        rebuilt = gradient.U * gradient.S @ gradient.Vh
+        assert relative_difference(rebuilt / factor, expected[name]) < 0.02, name
